@@ -1,0 +1,55 @@
+"""nbbp: backpropagation compiled. Dense neural networks at machine-code speed, in Numba kernels that a person can read."""
+
+from nbbp import datasets, initializers, losses, metrics, optimizers
+from nbbp.cpu.engine import get_num_threads, set_num_threads
+from nbbp.cpu.warmup import warmup
+from nbbp.divergence import TrainingDiverged
+from nbbp.gradcheck import GradientCheck
+from nbbp.history import History
+from nbbp.layers import Activation, Dense
+from nbbp.model import Model
+from nbbp.network import Sequential
+from nbbp.optimizers import (
+    SGD,
+    Adadelta,
+    Adafactor,
+    AdaGrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSprop,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "Activation",
+    "AdaGrad",
+    "Adadelta",
+    "Adafactor",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Dense",
+    "GradientCheck",
+    "History",
+    "Lion",
+    "Model",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Sequential",
+    "TrainingDiverged",
+    "datasets",
+    "get_num_threads",
+    "initializers",
+    "losses",
+    "metrics",
+    "optimizers",
+    "set_num_threads",
+    "warmup",
+]

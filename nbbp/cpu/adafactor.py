@@ -1,0 +1,74 @@
+"""Adafactor (Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, algorithm 4).
+
+Legend: one parameter W of rows × columns, N_IN × N_OUT. The second moment of a matrix is kept as the means of its rows and
+of its columns (SLOT_0 holds rows, then columns); that of a vector (IS_MATRIX 0, N_IN = 1) in full. Semantics as torch.optim.Adafactor.
+Coefficients behind the three of decay: 1 - beta2_t, relative step rho_t, eps1, eps2, clipping threshold d.
+"""
+
+import math
+
+from numba import float64
+
+from nbbp import ops
+from nbbp.compiling import FASTMATH, jit
+from nbbp.cpu import simd
+from nbbp.cpu.kernels import kernel
+from nbbp.cpu.update import penalized
+
+
+@jit(fastmath=FASTMATH)
+def _blend(kept, share, start, count, g, stride_in, stride_out, n):
+    """kept[i] += share (mean over j < n of g[i, j]² - kept[i])."""
+    for i in range(count):
+        total = float64(0)
+        for j in range(n):
+            value = float64(g[i * stride_in + j * stride_out])
+            total += value * value
+        kept[start + i] += share * (type(kept[start + i])(total / n) - kept[start + i])
+
+
+@kernel("adafactor", fastmath=FASTMATH)
+def adafactor(zero, variant):
+    """One step of W (N_IN, N_OUT) with the gradient X; writes W, SLOT_0 and X (which ends as the clipped update)."""
+
+    def adafactor(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        n_rows, n_columns = op[ops.N_IN], op[ops.N_OUT]
+        n, is_matrix = n_rows * n_columns, op[ops.IS_MATRIX] != 0
+        w = simd.pointer(op[ops.W], zero)
+        g = simd.pointer(op[ops.X], zero)
+        kept = simd.pointer(op[ops.SLOT_0], zero)
+        line = simd.advance(simd.pointer(op[ops.COEFFICIENTS], float64(0)), step * ops.N_COEFFICIENTS)
+        number = type(zero)
+        l2, l1 = number(line[0]), number(line[1])
+        share, eps_squared, eps_scale, threshold = number(line[3]), line[5], line[6], line[7]
+        if l2 != 0 or l1 != 0:
+            for i in range(n):
+                g[i] = penalized(w[i], g[i], l2, l1)
+        squares = float64(0)
+        for i in range(n):
+            squares += float64(w[i]) * float64(w[i])
+        step_size = max(eps_scale, math.sqrt(squares / n)) * line[4]
+        if is_matrix:
+            _blend(kept, share, 0, n_rows, g, n_columns, 1, n_columns)
+            _blend(kept, share, n_rows, n_columns, g, 1, n_columns, n_rows)
+            mean = float64(0)
+            for i in range(n_rows):
+                mean += float64(kept[i])
+            mean = max(mean / n_rows, eps_squared)
+        else:
+            for i in range(n):
+                kept[i] += share * (g[i] * g[i] - kept[i])
+            mean = float64(1)
+        squares = float64(0)
+        for i in range(n_rows):
+            for j in range(n_columns):
+                moment = float64(kept[i]) * kept[n_rows + j] / mean if is_matrix else float64(kept[j])
+                at = i * n_columns + j
+                g[at] *= number(1 / math.sqrt(max(moment, eps_squared * eps_squared)))
+                squares += float64(g[at]) * float64(g[at])
+        factor = number(step_size / max(1.0, math.sqrt(squares / n) / threshold))
+        kept_share = number(line[2])
+        for i in range(n):
+            w[i] = w[i] * kept_share - factor * g[i]
+
+    return adafactor

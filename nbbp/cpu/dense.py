@@ -1,0 +1,60 @@
+"""Dense layers: forward, input gradient and weight gradient, in four variants of the same arguments.
+
+Legend: batch rows, n_in inputs, n_out outputs per row.
+
+======================== ==================================================================================
+``loops``                three plain loops per sample: the reference that a reader starts from
+``vectorized``           one call of BLAS (SciPy's, inside jitted code), then a pass over the result
+``fused``                register tiles of explicit SIMD, bias and rectifier in the epilogue
+``parallel``             ``fused`` over blocks of rows (forward) or of weights (gradient), on Numba's threads
+======================== ==================================================================================
+
+All variants of one op take the same arguments (outputs, inputs, parameters), return None, and stand in ``VARIANTS``.
+``floor`` is -inf for a linear layer, 0 for a rectifier.
+"""
+
+from nbbp import ops
+from nbbp.cpu import simd
+from nbbp.cpu.gemm import TRANSPOSED, panel_width, product
+from nbbp.cpu.kernels import kernel
+
+
+@kernel("product")
+def product_op(zero, variant):
+    """Y = max(floor, X·W), for all three products of a dense layer; which one, the row's strides and flags say.
+
+    Over columns (forward, input gradient): Y (batch, N_OUT), X (batch, N_IN), W (N_IN, N_OUT) or its transpose; cut by
+    rows and by columns. Over rows (weight gradient, CONTRACTS_ROWS): Y (N_IN, N_OUT) = Xᵀ·W with X (batch, N_IN) and
+    W (batch, N_OUT); cut by rows (each block of SLOT_ROWS writes a partial gradient of its own) and by rows of Y.
+    Writes Y, or scratch where that is 0 or W must be packed. A column of ones behind X's columns makes the bias the last row of the weight.
+    """
+    lanes, panel = simd.LANES[zero.dtype], panel_width(zero.dtype)
+
+    def product_op(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        x = simd.pointer(op[ops.X], zero)
+        w = simd.pointer(op[ops.W], zero)
+        y = simd.pointer(op[ops.Y] if op[ops.Y] != 0 else scratch, zero)
+        floor = zero + simd.pointer(op[ops.SETTINGS], zero)[0]
+        x_stride, w_stride, y_stride = op[ops.X_STRIDE], op[ops.W_STRIDE], op[ops.Y_STRIDE]
+        layout = op[ops.LAYOUT]
+        if op[ops.CONTRACTS_ROWS]:
+            last = min(column_stop, op[ops.N_IN])
+            x = simd.advance(x, row_start * x_stride + column_start)
+            w = simd.advance(w, row_start * w_stride)
+            slot = row_start // op[ops.SLOT_ROWS] * op[ops.SLOT_STRIDE]
+            y = simd.advance(y, slot + (0 if op[ops.TILE_LOCAL] else column_start * y_stride))
+            m, n, k = last - column_start, op[ops.N_OUT], row_stop - row_start
+            x_row, x_column = 1, x_stride
+        else:
+            last = min(column_stop, op[ops.N_OUT])
+            x = simd.advance(x, row_start * x_stride)
+            w = simd.advance(w, column_start * (w_stride if layout == TRANSPOSED else 1))
+            y = simd.advance(y, row_start * y_stride + column_start)
+            m, n, k = row_stop - row_start, last - column_start, op[ops.N_IN]
+            x_row, x_column = x_stride, 1
+        product(
+            y, y_stride, x, x_row, x_column, w, w_stride, m, n, k, floor, layout,
+            simd.pointer(scratch, zero), lanes, panel,
+        )  # fmt: skip
+
+    return product_op

@@ -1,0 +1,173 @@
+"""The CPU engine: gives a program memory and addresses, and runs it on one thread or a team.
+
+Legend: a bound program owns its workspace; the parameters and slots are the model's; everything that a caller brings
+(data, order, results) is attached before a run.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from nbbp import ops
+from nbbp.cpu import kernels
+from nbbp.cpu.run import run_alone, run_in_team
+from nbbp.cpu.team import LINE
+
+#: Bytes: a cache line, and the widest vector register.
+_ALIGNMENT = 64
+
+_n_threads: int | None = None
+_pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def aligned(n: int, dtype: Any) -> np.ndarray:
+    """`n` zeros that begin at a cache line."""
+    dtype = np.dtype(dtype)
+    raw = np.zeros(n * dtype.itemsize + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + n * dtype.itemsize].view(dtype)
+
+
+def set_num_threads(n: int) -> None:
+    """Let networks train on `n` threads, at least 1; results do not depend on it.
+
+    Short steps run on one thread whatever is set here, because sharing them would cost more than it saves.
+
+    Raises
+    ------
+    ValueError
+        If `n` is no integer of at least 1.
+    """
+    global _n_threads
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"the number of threads must be an integer of at least 1; got {n!r}")
+    _n_threads = int(n)
+
+
+def get_num_threads() -> int:
+    """Threads that networks train on: what was set, or the processors this process may use."""
+    if _n_threads is not None:
+        return _n_threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _threads_beside(n: int) -> ThreadPoolExecutor:
+    """A pool of `n` threads beside the calling one, kept from run to run."""
+    global _pool
+    if _pool is None or _pool[0] < n:
+        if _pool is not None:
+            _pool[1].shutdown(wait=False)
+        _pool = n, ThreadPoolExecutor(n, thread_name_prefix="nbbp")
+    return _pool[1]
+
+
+def _forget_threads() -> None:
+    """After a fork the child has none of the parent's threads."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+class BoundProgram:
+    """A program with memory: ready to run on data.
+
+    Parameters
+    ----------
+    program : nbbp.program.Program
+    dtype : dtype
+    buffers : dict of str to ndarray
+        The model's own buffers ("parameters", "slot 0", …); their memory is used, not copied.
+
+    Attributes
+    ----------
+    workspace : ndarray
+        Outputs, output gradients and, where the program keeps it whole, the gradient.
+    """
+
+    def __init__(self, program: Any, dtype: Any, buffers: dict[str, np.ndarray]) -> None:
+        self.program, self.dtype = program, np.dtype(dtype)
+        self.tiles, self.phases = program.tiles, program.phases
+        self.settings = np.array(program.settings, self.dtype)
+        self._buffers = dict(buffers)
+        places, total = {}, 0
+        for name, length in program.buffers.items():
+            places[name] = total
+            total += -(-length // 16) * 16
+        self.workspace = aligned(total, self.dtype)
+        for name, length in program.buffers.items():
+            self._buffers[name] = self.workspace[places[name] : places[name] + length]
+        self._buffers["settings"] = self.settings
+        for name, column, stride in program.ones:
+            self._buffers[name].reshape(-1, stride)[:, column] = 1
+        self.scratch = aligned(program.scratch, self.dtype)
+        self._team_scratch: list[np.ndarray] = []
+        self.table = np.zeros((len(program.ops), ops.N_COLUMNS), np.int64)
+        self._attached: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._fill_table()
+
+    def _fill_table(self) -> None:
+        itemsize = self.dtype.itemsize
+        waiting: dict[str, list[tuple[int, int]]] = {}
+        for row, op in enumerate(self.program.ops):
+            self.table[row, ops.KERNEL] = kernels.compiled(op.kernel, self.dtype.name, op.variant).address
+            self.table[row, ops.BATCH] = self.program.batch
+            for column, value in op.columns.items():
+                if isinstance(value, (int, np.integer)):
+                    self.table[row, column] = value
+                elif value.buffer in self._buffers:
+                    self.table[row, column] = self._buffers[value.buffer].ctypes.data + value.offset * itemsize
+                else:
+                    waiting.setdefault(value.buffer, []).append((row * ops.N_COLUMNS + column, value.offset * itemsize))
+        for name, places in waiting.items():
+            index, offset = np.array(places, np.int64).T
+            self._attached[name] = (np.ascontiguousarray(index), np.ascontiguousarray(offset))
+
+    def buffer(self, name: str) -> np.ndarray:
+        """The memory of a workspace buffer."""
+        return self._buffers[name]
+
+    def attach(self, name: str, array: np.ndarray | None) -> None:
+        """Let the program read or write the caller's `array` (C-contiguous) under `name`; None for none."""
+        if name in self._attached:
+            index, offset = self._attached[name]
+            self.table.ravel()[index] = 0 if array is None else array.ctypes.data + offset
+            self._buffers[name] = array  # keeps it alive
+
+    def cells(self, names: set[str]) -> np.ndarray:
+        """The flat places in the table that hold addresses of these attached buffers."""
+        return np.concatenate([self._attached[name][0] for name in sorted(names) if name in self._attached])
+
+    def n_threads(self) -> int:
+        """Threads that a run takes: as many as are set, as long as every one can have a tile."""
+        return min(get_num_threads(), int(np.diff(self.phases).max()))
+
+    def run(self, n_samples: int) -> None:
+        """Run every step of `n_samples` rows of what is attached."""
+        self.table[:, ops.N_SAMPLES] = n_samples
+        batch = self.program.batch
+        n_threads = self.n_threads()
+        if n_threads == 1:
+            address = self.scratch.ctypes.data
+            run_alone(self.table, self.tiles, self.phases, n_samples, batch, address)
+            return
+        while len(self._team_scratch) < n_threads - 1:
+            self._team_scratch.append(aligned(self.program.scratch, self.dtype))
+        counters = aligned((1 + n_threads) * LINE, np.int64)
+        pool = _threads_beside(n_threads - 1)
+        others = []
+        for thread in range(n_threads):
+            scratch = (self.scratch if thread == 0 else self._team_scratch[thread - 1]).ctypes.data
+            arguments = (self.table, self.tiles, self.phases, n_samples, batch, scratch, counters, thread, n_threads)
+            if thread < n_threads - 1:
+                others.append(pool.submit(run_in_team, *arguments))
+            else:
+                run_in_team(*arguments)
+        for other in others:
+            other.result()

@@ -1,0 +1,62 @@
+"""Dense products on one core: C = max(floor, A·B), with B plain or transposed.
+
+Legend: C is m × n, A is m × k with any strides, B is k × n. A panel is ``panel_width`` columns of C; its k × panel of B is
+packed side by side where B is transposed or its rows lie so far apart that they fight for the same cache sets.
+"""
+
+import numpy as np
+from nbbp.compiling import jit
+from nbbp.cpu import simd, tile
+
+#: B may be read in place, copied side by side panel by panel, or transposed while it is copied.
+IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
+
+
+def panel_width(dtype) -> int:
+    """Columns of the widest panel."""
+    return tile.MAX_VECTORS * simd.LANES[np.dtype(dtype)]
+
+
+def scratch_size(dtype, k: int) -> int:
+    """Numbers of scratch that `product` needs for k."""
+    lanes = simd.LANES[np.dtype(dtype)]
+    return panel_width(dtype) * ((k + lanes - 1) // lanes * lanes)
+
+
+@jit()
+def _pack_transposed(packed, packed_stride, b, b_stride, k, n, lanes):
+    """packed[i, j] = b[j, i]: k rows of n numbers from a b of n rows of k."""
+    for j in range(0, n, lanes):
+        for i in range(0, k, lanes):
+            tile.transpose_block(
+                simd.advance(packed, i * packed_stride + j),
+                packed_stride,
+                simd.advance(b, j * b_stride + i),
+                b_stride,
+                min(n - j, lanes),
+                min(k - i, lanes),
+            )
+
+
+@jit()
+def product(c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor, layout, scratch, lanes, panel):
+    """C = max(floor, A·B).
+
+    c (m, n), row stride c_stride; a (m, k), strides a_row and a_column; b (k, n) with row stride b_stride, or (n, k) where
+    `layout` is TRANSPOSED. All are pointers; `scratch` holds `scratch_size` numbers unless `layout` is IN_PLACE.
+    Writes c and scratch, which must overlap nothing. `lanes` and `panel` are LANES and panel_width of the dtype.
+    """
+    if m <= 0:
+        return
+    for j in range(0, n, panel):
+        width = min(n - j, panel)
+        panel_b, panel_stride = simd.advance(b, j), b_stride
+        if layout != IN_PLACE:
+            panel_b, panel_stride = scratch, (width + lanes - 1) // lanes * lanes
+            if layout == TRANSPOSED:
+                _pack_transposed(scratch, panel_stride, simd.advance(b, j * b_stride), b_stride, k, width, lanes)
+            else:
+                for i in range(k):
+                    simd.copy(simd.advance(scratch, i * panel_stride), simd.advance(b, i * b_stride + j), width)
+        panel_c = simd.advance(c, j)
+        tile.multiply_panel(panel_c, c_stride, a, a_row, a_column, panel_b, panel_stride, m, width, k, floor)

@@ -1,0 +1,60 @@
+"""The registry of op kernels: a name, a dtype and a variant give the address of machine code.
+
+Every kernel has one C signature: ``kernel(op, step, row_start, row_stop, column_start, column_stop, scratch)``. `op`
+points to its row of the op table (nbbp/ops.py); `step` counts the batches of the run; the ranges cut the batch's rows and
+the op's own columns; `scratch` is the address of memory of the calling thread. A kernel is compiled when a program first
+needs it and cached on disk, so that a new network with known ops compiles nothing.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numba import types
+
+from nbbp.compiling import cfunc
+
+SIGNATURE = types.void(types.CPointer(types.int64), *(types.int64,) * 6)
+
+#: Modules whose import fills the registry.
+_MODULES = ("rows", "dense", "activation", "softmax", "loss", "crossentropy", "metric", "update", "adafactor", "snapshot")
+
+_factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
+
+
+def kernel(name: str, variants: tuple[int, ...] = (0,), **options) -> Callable:
+    """Register a factory `make(zero, variant)` of a kernel function.
+
+    `zero` is a NumPy scalar whose type is the model's dtype; `variant` one of `variants`. The factory closes over these
+    and other plain numbers only: closures over functions would never be found in the cache.
+    """
+
+    def register(make: Callable) -> Callable:
+        _factories[name] = (lambda zero, variant: cfunc(SIGNATURE, **options)(make(zero, variant)), variants)
+        return make
+
+    return register
+
+
+def _load() -> None:
+    for module in _MODULES:
+        importlib.import_module(f"nbbp.cpu.{module}")
+
+
+@functools.cache
+def compiled(name: str, dtype: str, variant: int = 0):
+    """The compiled kernel, for this process."""
+    if not _factories:
+        _load()
+    make, _ = _factories[name]
+    return make(np.dtype(dtype).type(0), variant)
+
+
+def everything(dtype: str) -> Iterator[tuple[str, str, int]]:
+    """The arguments of `compiled` for every kernel there is."""
+    if not _factories:
+        _load()
+    for name, (_, variants) in _factories.items():
+        for variant in variants:
+            yield name, dtype, variant

@@ -1,0 +1,43 @@
+"""Rows in and out: gather a batch from the data, copy results to the caller's array.
+
+Legend: rows r of the batch; row ``step · BATCH + r`` of the run; its number in the data is ``ORDER`` of that.
+"""
+
+from numba import int64
+
+from nbbp import ops
+from nbbp.cpu import simd
+from nbbp.cpu.kernels import kernel
+
+
+@kernel("gather")
+def gather(zero, variant):
+    """Y[r, :] = X[order[r], :]; X (n, N_OUT), Y (batch, N_OUT). Writes Y."""
+
+    def gather(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        x = simd.pointer(op[ops.X], zero)
+        y = simd.pointer(op[ops.Y], zero)
+        order = simd.pointer(op[ops.ORDER], int64(0))
+        first = step * op[ops.BATCH]
+        has_order = op[ops.ORDER] != 0
+        width = op[ops.N_OUT]
+        for r in range(row_start, row_stop):
+            source = order[first + r] if has_order else first + r
+            simd.copy(simd.advance(y, r * op[ops.Y_STRIDE]), simd.advance(x, source * op[ops.X_STRIDE]), width)
+
+    return gather
+
+
+@kernel("copy_out")
+def copy_out(zero, variant):
+    """Y[row of the run, :] = X[r, :]; X (batch, N_OUT), Y (n, N_OUT). Writes Y."""
+
+    def copy_out(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        x = simd.pointer(op[ops.X], zero)
+        y = simd.pointer(op[ops.Y], zero)
+        first = step * op[ops.BATCH]
+        for r in range(row_start, row_stop):
+            target = simd.advance(y, (first + r) * op[ops.Y_STRIDE])
+            simd.copy(target, simd.advance(x, r * op[ops.X_STRIDE]), op[ops.N_OUT])
+
+    return copy_out

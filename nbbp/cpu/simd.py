@@ -1,0 +1,309 @@
+"""Explicit SIMD: typed pointers, vectors, atomics and processor state for the CPU kernels.
+
+Everything here is an ``@intrinsic``: a Python function that writes LLVM IR while Numba compiles its caller. It is the one
+file that knows about vector registers; kernels above it speak of tiles and rows.
+
+Legend: ``LANES[dtype]`` numbers fit one vector register (16 float32 with AVX-512, 8 with AVX2, 4 with NEON and SSE).
+Addresses are plain int64, so that an op table can hold them; ``pointer`` gives one a type.
+"""
+
+import math
+import os
+import platform
+import sys
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+INT64 = ir.IntType(64)
+INT32 = ir.IntType(32)
+
+
+def _host_features() -> dict[str, bool]:
+    try:
+        return dict(binding.get_host_cpu_features())
+    except RuntimeError:  # LLVM cannot tell on a few processors: take the baseline
+        return {}
+
+
+_FEATURES = _host_features()
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+#: True where a masked load or store costs what a plain one does.
+HAS_FREE_MASKS = _FEATURES.get("avx512f", False) and _FEATURES.get("avx512vl", False)
+#: Bytes of one vector register.
+VECTOR_BYTES = 64 if HAS_FREE_MASKS else 32 if _FEATURES.get("avx2", False) else 16
+#: Architectural vector registers: what the accumulators of a tile must fit into.
+VECTOR_REGISTERS = 32 if HAS_FREE_MASKS or not _IS_X86 else 16
+#: Set NBBP_FLUSH_TO_ZERO=0 to take the plain fallback that processors other than x86-64 take.
+FLUSHES_TO_ZERO = _IS_X86 and os.environ.get("NBBP_FLUSH_TO_ZERO", "1") != "0"
+LANES = {np.dtype("float32"): VECTOR_BYTES // 4, np.dtype("float64"): VECTOR_BYTES // 8}
+
+#: The x86-64 control register's flush-to-zero and denormals-are-zero bits.
+_FLUSH_BITS = 0x8040
+
+
+def vector_type(scalar: types.Float) -> ir.VectorType:
+    """The LLVM vector of one register of `scalar`."""
+    if scalar == types.float32:
+        return ir.VectorType(ir.FloatType(), VECTOR_BYTES // 4)
+    return ir.VectorType(ir.DoubleType(), VECTOR_BYTES // 8)
+
+
+def _suffix(vector: ir.VectorType) -> str:
+    return f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+
+
+def call_llvm(builder, name: str, result, arguments):
+    """Call the LLVM intrinsic `name` (with its type suffix) on `arguments`."""
+    function_type = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), arguments)
+
+
+def splat(builder, scalar, count: int):
+    """A vector of `count` copies of `scalar`."""
+    vector = ir.VectorType(scalar.type, count)
+    undefined = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(undefined, scalar, INT32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(INT32, count), [0] * count))
+
+
+def fused_multiply_add(builder, x, y, z):
+    """x·y + z, rounded once."""
+    return call_llvm(builder, f"llvm.fma.{_suffix(x.type)}", x.type, [x, y, z])
+
+
+def lane_mask(builder, n_active, count: int):
+    """True in the first `n_active` (an i64) of `count` lanes."""
+    lanes = ir.Constant(ir.VectorType(INT64, count), list(range(count)))
+    return builder.icmp_signed("<", lanes, splat(builder, n_active, count))
+
+
+def load_vector(builder, address, vector: ir.VectorType, mask=None):
+    """One vector from the typed `address`; lanes outside `mask` are not read and come as zero."""
+    where = builder.bitcast(address, vector.as_pointer())
+    alignment = 4 if isinstance(vector.element, ir.FloatType) else 8
+    if mask is None:
+        return builder.load(where, align=alignment)
+    zeros = ir.Constant(vector, [0.0] * vector.count)
+    name = f"llvm.masked.load.{_suffix(vector)}.p0{_suffix(vector)}"
+    return call_llvm(builder, name, vector, [where, INT32(alignment), mask, zeros])
+
+
+def store_vector(builder, value, address, mask=None):
+    """Write `value` at the typed `address`; lanes outside `mask` are not touched."""
+    vector = value.type
+    where = builder.bitcast(address, vector.as_pointer())
+    alignment = 4 if isinstance(vector.element, ir.FloatType) else 8
+    if mask is None:
+        builder.store(value, where, align=alignment)
+        return
+    name = f"llvm.masked.store.{_suffix(vector)}.p0{_suffix(vector)}"
+    call_llvm(builder, name, ir.VoidType(), [value, where, INT32(alignment), mask])
+
+
+@intrinsic
+def pointer(typing_context, address, like):
+    """The int64 `address` as a pointer to numbers of the type of `like`; index it as an array without a length."""
+    result = types.CPointer(like)
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+    return result(types.int64, like), codegen
+
+
+@intrinsic
+def advance(typing_context, start, n_elements):
+    """The pointer `n_elements` further on."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return start(start, types.int64), codegen
+
+
+@intrinsic
+def address_of(typing_context, array):
+    """The address of an array's first element, as int64."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, INT64)
+
+    return types.int64(array), codegen
+
+
+@intrinsic
+def call_kernel(typing_context, op, step, row_start, row_stop, column_start, column_stop, scratch):
+    """Call the machine code whose address is the first entry of the row `op`, with these arguments."""
+    integers = (types.int64,) * 6
+
+    def codegen(context, builder, signature, arguments):
+        kernel_type = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
+        address = builder.load(arguments[0])
+        builder.call(builder.inttoptr(address, kernel_type.as_pointer()), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.int64), *integers), codegen
+
+
+@intrinsic
+def row_maximum(typing_context, x, n):
+    """max over x[0:n] of the pointer `x`, n >= 1; NaN where any is NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = vector_type(signature.args[0].dtype)
+        lanes = vector.count
+        start, count = arguments
+        lowest = ir.Constant(vector, [-math.inf] * lanes)
+        best = cgutils.alloca_once_value(builder, lowest)
+        with cgutils.for_range_slice(builder, INT64(0), count, INT64(lanes)) as (index, _):
+            mask = lane_mask(builder, builder.sub(count, index), lanes)
+            values = load_vector(builder, builder.gep(start, [index]), vector, mask)
+            values = builder.select(mask, values, lowest)
+            so_far = builder.load(best)
+            # keep `values` unless it is below: a NaN on either side wins
+            keep = builder.fcmp_ordered("<", values, so_far)
+            keep = builder.or_(keep, builder.fcmp_unordered("uno", so_far, so_far))
+            builder.store(builder.select(keep, so_far, values), best)
+        final = builder.load(best)
+        return call_llvm(builder, f"llvm.vector.reduce.fmaximum.{_suffix(vector)}", vector.element, [final])
+
+    return x.dtype(x, types.int64), codegen
+
+
+@intrinsic
+def row_sum(typing_context, x, n):
+    """sum over x[0:n] of the pointer `x`: one register of partial sums, added pairwise."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = vector_type(signature.args[0].dtype)
+        lanes = vector.count
+        start, count = arguments
+        partial = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * lanes))
+        with cgutils.for_range_slice(builder, INT64(0), count, INT64(lanes)) as (index, _):
+            mask = lane_mask(builder, builder.sub(count, index), lanes)
+            values = load_vector(builder, builder.gep(start, [index]), vector, mask)
+            builder.store(builder.fadd(builder.load(partial), values), partial)
+        # "reassoc" on this one call lets LLVM add halves instead of one lane after another
+        name = f"llvm.vector.reduce.fadd.{_suffix(vector)}"
+        function_type = ir.FunctionType(vector.element, [vector.element, vector])
+        function = cgutils.get_or_insert_function(builder.module, function_type, name)
+        zero = ir.Constant(vector.element, 0.0)
+        return builder.call(function, [zero, builder.load(partial)], fastmath=("reassoc",))
+
+    return x.dtype(x, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typing_context, where):
+    """The int64 that the pointer `where` holds, acquired."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.load_atomic(arguments[0], "acquire", 8)
+
+    return types.int64(where), codegen
+
+
+@intrinsic
+def atomic_add(typing_context, where, value):
+    """Add `value` to the int64 at `where`; what it held before."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", arguments[0], arguments[1], "acq_rel")
+
+    return types.int64(where, types.int64), codegen
+
+
+@intrinsic
+def compare_and_swap(typing_context, where, expected, value):
+    """Put `value` at `where` if that holds `expected`; whether it did."""
+
+    def codegen(context, builder, signature, arguments):
+        pair = builder.cmpxchg(*arguments, "acq_rel", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(where, types.int64, types.int64), codegen
+
+
+@intrinsic
+def spin_pause(typing_context):
+    """Tell the processor that this is a waiting loop."""
+
+    def codegen(context, builder, signature, arguments):
+        if _IS_X86:
+            call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType(), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def yield_processor(typing_context):
+    """Give the rest of the time slice to another thread."""
+
+    def codegen(context, builder, signature, arguments):
+        name, result = ("SwitchToThread", INT32) if sys.platform == "win32" else ("sched_yield", INT32)
+        call_llvm(builder, name, result, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def flush_denormals(typing_context):
+    """Make this thread's denormals zero; gives the state to hand to `restore_denormals`.
+
+    Denormal moments of converged or dead units slow a small network two- to fivefold. Processors other than x86-64
+    keep gradual underflow: the same code, slower there, with results that differ below 1.2e-38.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        if not FLUSHES_TO_ZERO:
+            return INT32(0)
+        slot = cgutils.alloca_once(builder, INT32)
+        where = builder.bitcast(slot, ir.IntType(8).as_pointer())
+        call_llvm(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), [where])
+        before = builder.load(slot)
+        builder.store(builder.or_(before, INT32(_FLUSH_BITS)), slot)
+        call_llvm(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [where])
+        return before
+
+    return types.int32(), codegen
+
+
+@intrinsic
+def restore_denormals(typing_context, state):
+    """Put back what `flush_denormals` gave."""
+
+    def codegen(context, builder, signature, arguments):
+        if FLUSHES_TO_ZERO:
+            slot = cgutils.alloca_once_value(builder, arguments[0])
+            where = builder.bitcast(slot, ir.IntType(8).as_pointer())
+            call_llvm(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [where])
+        return context.get_dummy_value()
+
+    return types.void(types.int32), codegen
+
+
+@intrinsic
+def copy(typing_context, out, x, n):
+    """out[0:n] = x[0:n], which must not overlap: register by register, without a call."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = vector_type(signature.args[0].dtype)
+        out, x, n = arguments
+        lanes = INT64(vector.count)
+        whole = builder.mul(builder.udiv(n, lanes), lanes)
+        with cgutils.for_range_slice(builder, INT64(0), whole, lanes) as (index, _):
+            store_vector(builder, load_vector(builder, builder.gep(x, [index]), vector), builder.gep(out, [index]))
+        with builder.if_then(builder.icmp_signed("<", whole, n)):
+            mask = lane_mask(builder, builder.sub(n, whole), vector.count)
+            value = load_vector(builder, builder.gep(x, [whole]), vector, mask)
+            store_vector(builder, value, builder.gep(out, [whole]), mask)
+        return context.get_dummy_value()
+
+    return types.void(out, x, types.int64), codegen

@@ -1,0 +1,223 @@
+"""The register tile: the innermost loop of every dense product.
+
+Legend: a panel is m rows by up to ``MAX_VECTORS`` registers of columns; it is cut into tiles of ``rows`` × ``vectors``
+registers that hold their sums from the first to the last k, so that C is written once and never read.
+
+``C[i, j] = max(floor, sum_k A[i, k] · B[k, j])``: per k, one load of each vector of B's row, one broadcast of each A[i, k],
+``rows · vectors`` fused multiply-adds (the register blocking of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+Multiplication", ACM TOMS 34 (2008), section 6; here the compiler's own registers instead of assembly).
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from nbbp.cpu import simd
+
+#: Vectors of columns in the widest tile; two where there are only 16 registers.
+MAX_VECTORS = 4 if simd.VECTOR_REGISTERS >= 32 else 2
+#: Sums in flight that hide the latency of a fused multiply-add (4 cycles × 2 per cycle).
+_SUMS_IN_FLIGHT = 8
+
+
+def max_rows(vectors: int) -> int:
+    """Most rows of a tile of `vectors` columns of registers that leave room for B's vectors and the broadcast."""
+    return min(14, (simd.VECTOR_REGISTERS - vectors - 2) // vectors)
+
+
+class _Panel:
+    """The operands of one panel while its LLVM IR is written."""
+
+    def __init__(self, builder, vector, operands, mask):
+        self.builder, self.vector, self.mask = builder, vector, mask
+        self.c, self.c_stride, self.a, self.a_row, self.a_column, self.b, self.b_stride, self.k, self.floor = operands
+
+    def row_of_b(self, b, vectors):
+        """The registers of one row of B; the last of them masked."""
+        builder, lanes = self.builder, self.vector.count
+        starts = [builder.gep(b, [simd.INT64(j * lanes)]) for j in range(vectors)]
+        masks = [None] * (vectors - 1) + [self.mask]
+        return [simd.load_vector(builder, s, self.vector, m) for s, m in zip(starts, masks, strict=True)]
+
+    def accumulate(self, sums, rows_of_a, a_offset, b):
+        """sums[i][j] + A[i, k] · B[k, j] for one k."""
+        builder, vectors = self.builder, len(sums[0])
+        b_row = self.row_of_b(b, vectors)
+        result = []
+        for row, start in zip(sums, rows_of_a, strict=True):
+            a = simd.splat(builder, builder.load(builder.gep(start, [a_offset])), self.vector.count)
+            result.append([simd.fused_multiply_add(builder, a, x, s) for x, s in zip(b_row, row, strict=True)])
+        return result
+
+    def loop_over_k(self, sums, first, stop, rows_of_a, unroll):
+        """Run k from `first` to below `stop` in strides of `unroll` partial sums; the sums and where k stands."""
+        builder, rows, vectors = self.builder, len(sums), len(sums[0])
+        before = builder.block
+        head, body, after = (builder.append_basic_block(n) for n in ("k_head", "k_body", "k_after"))
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        k = builder.phi(simd.INT64, "k")
+        k.add_incoming(first, before)
+        zero = ir.Constant(self.vector, [0.0] * self.vector.count)
+        parts = []
+        for part in range(unroll):
+            block = [[builder.phi(self.vector) for _ in range(vectors)] for _ in range(rows)]
+            for phi_row, sum_row in zip(block, sums, strict=True):
+                for phi, start in zip(phi_row, sum_row, strict=True):
+                    phi.add_incoming(start if part == 0 else zero, before)
+            parts.append(block)
+        beyond = builder.add(k, simd.INT64(unroll))
+        builder.cbranch(builder.icmp_signed("<=", beyond, stop), body, after)
+
+        builder.position_at_end(body)
+        for part, block in enumerate(parts):
+            at = builder.add(k, simd.INT64(part))
+            b = builder.gep(self.b, [builder.mul(at, self.b_stride)])
+            new = self.accumulate(block, rows_of_a, builder.mul(at, self.a_column), b)
+            for phi_row, sum_row in zip(block, new, strict=True):
+                for phi, value in zip(phi_row, sum_row, strict=True):
+                    phi.add_incoming(value, builder.block)
+        k.add_incoming(beyond, builder.block)
+        builder.branch(head)
+
+        builder.position_at_end(after)
+        total = parts[0]
+        for block in parts[1:]:
+            total = [[builder.fadd(x, y) for x, y in zip(p, q, strict=True)] for p, q in zip(total, block, strict=True)]
+        return total, k
+
+    def tile(self, first_row, rows, vectors):
+        """Write rows × vectors of C from `first_row` on."""
+        builder = self.builder
+        a = builder.gep(self.a, [builder.mul(first_row, self.a_row)])
+        rows_of_a = [builder.gep(a, [builder.mul(self.a_row, simd.INT64(i))]) for i in range(rows)]
+        zero = ir.Constant(self.vector, [0.0] * self.vector.count)
+        sums = [[zero] * vectors for _ in range(rows)]
+        k = simd.INT64(0)
+        unroll = max(1, _SUMS_IN_FLIGHT // (rows * vectors))
+        if unroll > 1:
+            sums, k = self.loop_over_k(sums, k, self.k, rows_of_a, unroll)
+        sums, _ = self.loop_over_k(sums, k, self.k, rows_of_a, 1)
+        floor = simd.splat(builder, self.floor, self.vector.count)
+        for i, row in enumerate(sums):
+            c = builder.gep(self.c, [builder.mul(builder.add(first_row, simd.INT64(i)), self.c_stride)])
+            for j, value in enumerate(row):
+                # "floor if value < floor" keeps NaN, which a plain maximum would hide
+                value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
+                where = builder.gep(c, [simd.INT64(j * self.vector.count)])
+                simd.store_vector(builder, value, where, self.mask if j == vectors - 1 else None)
+
+    def all_tiles(self, m, vectors, done):
+        """Cut m rows into tiles as equal as can be, and go to `done`."""
+        builder, most = self.builder, max_rows(vectors)
+        n_tiles = builder.udiv(builder.add(m, simd.INT64(most - 1)), simd.INT64(most))
+        height = builder.udiv(builder.sub(builder.add(m, n_tiles), simd.INT64(1)), n_tiles)
+        before = builder.block
+        head, body = builder.append_basic_block("rows_head"), builder.append_basic_block("rows_body")
+        builder.branch(head)
+        builder.position_at_end(head)
+        first_row = builder.phi(simd.INT64, "first_row")
+        first_row.add_incoming(simd.INT64(0), before)
+        builder.cbranch(builder.icmp_signed("<", first_row, m), body, done)
+        builder.position_at_end(body)
+        left = builder.sub(m, first_row)
+        height_here = builder.select(builder.icmp_signed("<", left, height), left, height)
+        cases = {rows: builder.append_basic_block(f"rows_{rows}x{vectors}") for rows in range(1, most + 1)}
+        switch = builder.switch(height_here, cases[most])
+        for rows, block in cases.items():
+            switch.add_case(simd.INT64(rows), block)
+            builder.position_at_end(block)
+            self.tile(first_row, rows, vectors)
+            first_row.add_incoming(builder.add(first_row, simd.INT64(rows)), builder.block)
+            builder.branch(head)
+
+
+@intrinsic
+def multiply_panel(typing_context, c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor):
+    """C = max(floor, A·B) for one panel of at most ``MAX_VECTORS`` registers of columns.
+
+    c (m, n) with row stride c_stride; a (m, k) with any strides; b (k, n) with row stride b_stride, columns contiguous.
+    m >= 1, 1 <= n <= MAX_VECTORS·lanes, k >= 0. Strides count numbers, not bytes. `floor` is -inf for none, 0 for a
+    rectifier. Writes c alone, which must not overlap a or b.
+    """
+    number = types.int64
+    signature = types.void(c, number, a, number, number, b, number, number, number, number, floor)
+
+    def codegen(context, builder, signature, arguments):
+        c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor = arguments
+        vector = simd.vector_type(signature.args[0].dtype)
+        lanes = simd.INT64(vector.count)
+        n_vectors = builder.udiv(builder.sub(builder.add(n, lanes), simd.INT64(1)), lanes)
+        in_last = builder.sub(n, builder.mul(builder.sub(n_vectors, simd.INT64(1)), lanes))
+        mask = simd.lane_mask(builder, in_last, vector.count)
+        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, floor)
+        done = builder.append_basic_block("panel_done")
+        is_full = builder.icmp_signed("==", in_last, lanes)
+        widths = [(vectors, masked) for vectors in range(1, MAX_VECTORS + 1) for masked in _mask_variants()]
+        for vectors, masked in widths:
+            here, following = builder.append_basic_block("width"), builder.append_basic_block("next_width")
+            fits = builder.icmp_signed("==", n_vectors, simd.INT64(vectors))
+            fits = fits if masked else builder.and_(fits, is_full)
+            builder.cbranch(fits, here, following)
+            builder.position_at_end(here)
+            _Panel(builder, vector, operands, mask if masked else None).all_tiles(m, vectors, done)
+            builder.position_at_end(following)
+        builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _mask_variants() -> tuple[bool, ...]:
+    """Where masks cost something, full registers get a tile of their own, tried first."""
+    return (True,) if simd.HAS_FREE_MASKS else (False, True)
+
+
+@intrinsic
+def transpose_block(typing_context, out, out_stride, x, x_stride, n_rows, n_columns):
+    """out[j, i] = x[i, j] for one square block of `lanes` × `lanes`; what lies outside n_rows × n_columns comes as zero.
+
+    Reads x[0:n_rows, 0:n_columns]; writes out[0:min(n_columns, lanes), 0:lanes], which must not overlap x. Butterfly:
+    log2(lanes) rounds exchange ever smaller halves between pairs of registers.
+    """
+    number = types.int64
+
+    def codegen(context, builder, signature, arguments):
+        out, out_stride, x, x_stride, n_rows, n_columns = arguments
+        vector = simd.vector_type(signature.args[0].dtype)
+        lanes = vector.count
+        column_mask = simd.lane_mask(builder, n_columns, lanes)
+        nothing = simd.lane_mask(builder, simd.INT64(0), lanes)
+        rows = []
+        for i in range(lanes):
+            exists = builder.icmp_signed(">", n_rows, simd.INT64(i))
+            start = builder.gep(x, [builder.mul(builder.select(exists, simd.INT64(i), simd.INT64(0)), x_stride)])
+            mask = builder.select(exists, column_mask, nothing)
+            rows.append(simd.load_vector(builder, start, vector, mask))
+        distance = lanes // 2
+        while distance:
+            rows = _exchange(builder, rows, distance)
+            distance //= 2
+        for j, row in enumerate(rows):
+            with builder.if_then(builder.icmp_signed(">", n_columns, simd.INT64(j))):
+                simd.store_vector(builder, row, builder.gep(out, [builder.mul(out_stride, simd.INT64(j))]))
+        return context.get_dummy_value()
+
+    return types.void(out, number, x, number, number, number), codegen
+
+
+def _exchange(builder, rows, distance):
+    """One round of the butterfly: swap the off-diagonal `distance` × `distance` blocks of each pair of rows."""
+    lanes = len(rows)
+    low = [i if not i & distance else lanes + i - distance for i in range(lanes)]
+    high = [i + distance if not i & distance else lanes + i for i in range(lanes)]
+    index = ir.VectorType(simd.INT32, lanes)
+    result = list(rows)
+    for i in range(lanes):
+        if not i & distance:
+            pair = rows[i], rows[i + distance]
+            result[i] = builder.shuffle_vector(*pair, ir.Constant(index, low))
+            result[i + distance] = builder.shuffle_vector(*pair, ir.Constant(index, high))
+    return result

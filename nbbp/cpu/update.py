@@ -1,0 +1,79 @@
+"""Optimizer updates over a stretch of the flat parameter buffer, and the sum of partial gradients before them.
+
+Legend: a segment [N_IN, N_OUT) of W shares its coefficients (learning rate, decay); a tile [column_start, column_stop) of
+units of SLOT_STRIDE numbers cuts it. COEFFICIENTS holds a line of ``N_COEFFICIENTS`` float64 per step: coupled L2, L1,
+decoupled multiplier, then what the rule takes (nbbp/optimizers.py computes them).
+"""
+
+from numba import float64, njit
+
+from nbbp import ops
+from nbbp.compiling import FASTMATH
+from nbbp.cpu import simd
+from nbbp.cpu.kernels import kernel
+from nbbp.scalars.updates import UPDATES, penalized_gradient, update_rule
+
+N_SLOTS = {rule.code: rule.n_slots for rule in UPDATES.values()}
+_SLOTS_BY_CODE = tuple(N_SLOTS[code] for code in range(len(N_SLOTS)))
+penalized = njit(fastmath=FASTMATH)(penalized_gradient)
+
+
+@kernel("reduce_gradient")
+def reduce_gradient(zero, variant):
+    """Y += partial gradients 1, 2, … behind it, in this order; Y (columns,), partials SLOT_STRIDE apart. Writes Y."""
+
+    def reduce_gradient(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        n_slots = (row_stop + op[ops.SLOT_ROWS] - 1) // op[ops.SLOT_ROWS]
+        y = simd.advance(simd.pointer(op[ops.Y], zero), column_start)
+        for slot in range(1, n_slots):
+            x = simd.advance(y, slot * op[ops.SLOT_STRIDE])
+            for i in range(column_stop - column_start):
+                y[i] += x[i]
+
+    return reduce_gradient
+
+
+@kernel("update", tuple(N_SLOTS), fastmath=FASTMATH)
+def update(zero, variant):
+    """W, slots = rule(W, X, slots): one step of the rule `variant` over the segment within the tile.
+
+    X the gradient of the whole buffer, or of the tile alone (TILE_LOCAL, in scratch where X is 0). Writes W and the
+    slots; none of them may overlap.
+    """
+    n_slots = _SLOTS_BY_CODE[variant]
+
+    def update(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        unit = op[ops.SLOT_STRIDE]
+        first, last = max(column_start * unit, op[ops.N_IN]), min(column_stop * unit, op[ops.N_OUT])
+        n = last - first
+        if n <= 0:
+            return
+        gradient = op[ops.X] if op[ops.X] != 0 else scratch
+        g = simd.advance(simd.pointer(gradient, zero), first - column_start * unit if op[ops.TILE_LOCAL] else first)
+        w = simd.advance(simd.pointer(op[ops.W], zero), first)
+        s0 = simd.advance(simd.pointer(op[ops.SLOT_0], zero), first)
+        s1 = simd.advance(simd.pointer(op[ops.SLOT_1], zero), first)
+        s2 = simd.advance(simd.pointer(op[ops.SLOT_2], zero), first)
+        line = simd.advance(simd.pointer(op[ops.COEFFICIENTS], float64(0)), step * ops.N_COEFFICIENTS)
+        number = type(zero)
+        l2, l1, kept = number(line[0]), number(line[1]), number(line[2])
+        c = (
+            number(line[3]), number(line[4]), number(line[5]), number(line[6]),
+            number(line[7]), number(line[8]), number(line[9]), number(line[10]),
+        )  # fmt: skip
+        is_plain = l2 == 0 and l1 == 0 and kept == 1
+        for i in range(n):
+            parameter, slope = w[i], g[i]
+            if not is_plain:
+                slope = penalized(parameter, slope, l2, l1)
+                parameter *= kept
+            if n_slots == 0:
+                w[i], _, _, _ = update_rule(variant, parameter, slope, zero, zero, zero, c)
+            elif n_slots == 1:
+                w[i], s0[i], _, _ = update_rule(variant, parameter, slope, s0[i], zero, zero, c)
+            elif n_slots == 2:
+                w[i], s0[i], s1[i], _ = update_rule(variant, parameter, slope, s0[i], s1[i], zero, c)
+            else:
+                w[i], s0[i], s1[i], s2[i] = update_rule(variant, parameter, slope, s0[i], s1[i], s2[i], c)
+
+    return update

@@ -1,0 +1,84 @@
+"""What a run of training leaves behind: the loss and every metric, epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class History(Mapping):
+    """Loss and metrics of each epoch; a mapping from a name to a list of floats, one per epoch.
+
+    Attributes
+    ----------
+    epochs : list of int
+        Numbers of the epochs that ended, counted from 1.
+
+    Examples
+    --------
+    >>> history = model.fit(X, y, epochs=2, validation_data=(Xv, yv))     # doctest: +SKIP
+    >>> history["loss"], history["val_accuracy"]                          # doctest: +SKIP
+    ([1.92, 0.71], [0.83, 0.91])
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+        self._values: dict[str, list[float]] = {}
+
+    def record(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Add the values of an epoch that ended.
+
+        A name without a value in some epoch has NaN there, so that every list is as long as `epochs`.
+        """
+        for name in values:
+            self._values.setdefault(name, [math.nan] * len(self.epochs))
+        self.epochs.append(int(epoch))
+        for name, series in self._values.items():
+            series.append(float(values.get(name, math.nan)))
+
+    def __getitem__(self, name: str) -> list[float]:
+        try:
+            return self._values[name]
+        except KeyError:
+            recorded = ", ".join(map(repr, self._values)) or "nothing yet"
+            raise KeyError(f"no {name!r} in this history; recorded: {recorded}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "History(no epochs)"
+        last = ", ".join(f"{name}={series[-1]:.4g}" for name, series in self._values.items())
+        count = "1 epoch" if len(self.epochs) == 1 else f"{len(self.epochs)} epochs"
+        return f"History({count}; last: {last})"
+
+    def plot(self, path: Any = None) -> Figure:
+        """Draw every curve, training and validation together; one panel per quantity.
+
+        Parameters
+        ----------
+        path : str or path-like, optional
+            Also save the picture there; the ending says in which format.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ImportError
+            Matplotlib is missing; the message says how to install it.
+        ValueError
+            No epoch has ended yet.
+        """
+        from nbbp import plotting
+
+        return plotting.plot_history(self, path)

@@ -1,0 +1,373 @@
+"""Model: a network with a loss, an optimizer and an engine. The only place that knows both descriptions and engines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from nbbp import data, losses, metrics as metric_descriptions, optimizers
+from nbbp.cpu import entry
+from nbbp.gradcheck import GradientCheck, check_gradients
+from nbbp.history import History
+from nbbp.layers import Activation
+from nbbp.losses import Loss
+from nbbp.metrics import Metric
+from nbbp.network import Sequential
+from nbbp.optimizers import Optimizer
+from nbbp.session import Session
+from nbbp.training import Training
+
+__all__ = ["Model"]
+
+_DTYPES = ("float32", "float64")
+#: Rows that prediction and evaluation take at a time.
+_FORWARD_BATCH = 256
+
+
+class Model:
+    """A network that can be trained and used.
+
+    Parameters
+    ----------
+    network : Sequential
+        Layers and, unless the first data are to tell, `n_in`.
+    loss : str or nbbp.losses.Loss
+        ``crossentropy``, ``mse``, …; classification losses take logits, see DESIGN of `nbbp.losses`.
+    optimizer : str or nbbp.optimizers.Optimizer, default "adam"
+    metrics : sequence of str or nbbp.metrics.Metric
+        What `fit` and `evaluate` report beside the loss.
+    device : {"cpu"}
+    dtype : {"float32", "float64"}
+        Of parameters, data and arithmetic, end to end.
+    seed : int
+        Key of every random number: initial parameters and shuffles. The same seed gives the same bits, on any
+        number of threads.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what cannot be part of a model; the message says what was expected and what came.
+
+    Examples
+    --------
+    >>> net = Sequential([Dense(16, activation="relu"), Dense(3)], n_in=4)      # doctest: +SKIP
+    >>> model = Model(net, loss="crossentropy", metrics=("accuracy",))          # doctest: +SKIP
+    >>> history = model.fit(X, y, epochs=20, batch_size=32)                     # doctest: +SKIP
+    >>> model.evaluate(X_test, y_test)                                          # doctest: +SKIP
+    {'loss': 0.11, 'accuracy': 0.97}
+    """
+
+    def __init__(
+        self,
+        network: Sequential,
+        loss: str | Loss,
+        optimizer: str | Optimizer = "adam",
+        metrics: Sequence[str | Metric] = (),
+        *,
+        device: str = "cpu",
+        dtype: Any = "float32",
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(network, Sequential):
+            raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
+        if device != "cpu":
+            raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be an integer from 0 to 2**64 - 1; got {seed!r}")
+        if isinstance(metrics, (str, Metric)):
+            raise TypeError(f"metrics must be a sequence such as ('accuracy',); got {metrics!r}")
+        self.network = network
+        self.loss = losses.get(loss)
+        self.optimizer = optimizers.get(optimizer)
+        self.metrics = tuple(metric_descriptions.get(metric) for metric in metrics)
+        self.device, self.seed = device, int(seed)
+        self.dtype = _checked_dtype(dtype)
+        self.history = History()
+        self._session: Session | None = None
+        self._parameters: Mapping[str, np.ndarray] | None = None
+        if network.n_in is not None:
+            self._build(network.n_in)
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.network!r}, loss={self.loss!r}, optimizer={self.optimizer!r}, "
+            f"dtype={self.dtype.name!r}, seed={self.seed})"
+        )
+
+    # parameters -------------------------------------------------------------------------------------------
+
+    def _build(self, n_in: int) -> None:
+        self.network = self.network.build(n_in)
+        self._session = Session(
+            self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
+        )
+        flat = self._session.parameters
+        self._parameters = MappingProxyType({p.name: p.view(flat) for p in self.network.parameters})
+
+    @property
+    def _built(self) -> Session:
+        if self._session is None:
+            raise ValueError(
+                "this model has no parameters yet, because the features per sample are not known: "
+                "give n_in to Sequential, or call fit first"
+            )
+        return self._session
+
+    @property
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """Every parameter by its name: {"0.weight": (n_in, n_out), "0.bias": (n_out,), …}.
+
+        The arrays are views of `parameter_vector`: what is written into them the model uses.
+        """
+        self._built  # noqa: B018 - raises where there are none
+        return self._parameters
+
+    @property
+    def parameter_vector(self) -> np.ndarray:
+        """All parameters one behind the other, (n_parameters,): the model's own memory, 64-byte aligned."""
+        return self._built.parameters
+
+    def summary(self) -> str:
+        """A table of layers, shapes and parameters."""
+        return self.network.summary(self.dtype)
+
+    # training ---------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        epochs: int = 1,
+        batch_size: int = 32,
+        validation_data: tuple | None = None,
+        validation_split: float = 0.0,
+        shuffle: bool = True,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | str | None = None,
+        callbacks: Sequence = (),
+        verbose: int | str = "auto",
+    ) -> History:
+        """Train for some epochs, going on from where the model stands.
+
+        Parameters
+        ----------
+        X : array_like (n, n_in), or an iterable of batches (x, y) or (x, y, sample_weight)
+            Arrays of any dtype, order or strides, lists, DataFrames, memory maps larger than memory.
+        y : array_like (n,) or (n, n_out)
+            Targets: class labels, one-hot or soft rows for classification losses, values for the others.
+        epochs, batch_size : int
+            A short last batch is trained on, with the mean over its own rows.
+        validation_data : (X, y) or (X, y, sample_weight), optional
+            Evaluated after every epoch.
+        validation_split : float
+            Share of the samples, taken from the end before shuffling, to validate on instead.
+        shuffle : bool
+            A new order every epoch, from the model's seed.
+        sample_weight : array_like (n,), optional
+        class_weight : mapping of label to weight, or "balanced", optional
+            Both multiply a sample's loss; the mean still divides by the number of samples.
+        callbacks : sequence
+            Empty in this version.
+        verbose : {"auto", 0, 1}
+            1 or "auto": a progress bar on stderr; 0: silent.
+
+        Returns
+        -------
+        History
+            Loss and metrics of each epoch; also kept as ``model.history``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For data that cannot be trained on; nothing has changed then.
+        nbbp.TrainingDiverged
+            The loss turned NaN or infinite; the last good parameters are back in place.
+        """
+        epochs = _positive("epochs", epochs)
+        batch_size = _positive("batch_size", batch_size)
+        if verbose not in ("auto", 0, 1):
+            raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
+        if len(tuple(callbacks)):
+            raise ValueError(f"callbacks must be empty in this version; got {callbacks!r}")
+        if validation_data is not None and validation_split:
+            raise ValueError("give validation_data or validation_split, not both")
+        if validation_split:
+            (X, y, sample_weight), validation_data = data.split(X, y, sample_weight, validation_split)
+        n_in = self.network.n_in or data.infer_n_in(X, y)
+        network = self.network.build(n_in)
+        describe = {"n_in": n_in, "n_out": network.n_out, "loss": self.loss, "dtype": self.dtype}
+        source = data.source(
+            X, y, sample_weight=sample_weight, class_weight=class_weight, epochs=epochs, **describe
+        )
+        validation = None
+        if validation_data is not None:
+            if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+                raise TypeError(
+                    f"validation_data must be (X, y) or (X, y, sample_weight); got {type(validation_data).__name__}"
+                )
+            names = ("validation X", "validation y", "validation sample_weight")
+            Xv, yv, *wv = validation_data
+            validation = data.source(Xv, yv, sample_weight=wv[0] if wv else None, names=names, **describe)
+        if self._session is None:
+            self._build(n_in)
+        training = Training(self._session, source, validation, batch_size, shuffle, bool(verbose))
+        self.history = training.history
+        training.run(epochs)
+        return self.history
+
+    def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """One optimizer update on one batch.
+
+        Parameters
+        ----------
+        x : array_like (batch, n_in)
+        y : array_like (batch,) or (batch, n_out)
+        sample_weight : array_like (batch,), optional
+
+        Returns
+        -------
+        float
+            The loss of the batch before the update.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`; nothing has changed then.
+        """
+        session = self._session
+        if session is not None and sample_weight is None:
+            loss = session.train_quickly(x, y)
+            if loss is not None:
+                return loss
+        chunk = self._one_batch(x, y, sample_weight)
+        return self._built.train_batch(chunk)
+
+    def loss_and_gradients(
+        self, x: Any, y: Any, sample_weight: Any = None
+    ) -> tuple[float, Mapping[str, np.ndarray]]:
+        """The loss of a batch and its gradient with respect to every parameter; updates nothing.
+
+        Parameters
+        ----------
+        x : array_like (batch, n_in)
+        y : array_like (batch,) or (batch, n_out)
+        sample_weight : array_like (batch,), optional
+
+        Returns
+        -------
+        loss : float
+        gradients : mapping of str to ndarray
+            Named and shaped as `parameters`; new arrays, views of one flat one.
+        """
+        loss, flat = self._built.gradients(self._one_batch(x, y, sample_weight))
+        return loss, MappingProxyType({p.name: p.view(flat) for p in self.network.parameters})
+
+    def check_gradients(self, x: Any, y: Any, *, max_per_parameter: int = 200) -> GradientCheck:
+        """Compare the gradients of backpropagation with central differences, in float64.
+
+        Parameters
+        ----------
+        x : array_like (batch, n_in)
+        y : array_like (batch,) or (batch, n_out)
+        max_per_parameter : int
+            Entries of each parameter to compare, drawn at random where it has more.
+
+        Returns
+        -------
+        GradientCheck
+            The largest relative error of every parameter; prints as a table.
+        """
+        self._built  # noqa: B018 - raises where there are no parameters
+        twin = Model(self.network, self.loss, self.optimizer, dtype="float64", seed=self.seed)
+        twin.parameter_vector[:] = self.parameter_vector
+        return check_gradients(twin, x, y, _positive("max_per_parameter", max_per_parameter))
+
+    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> data.Chunk:
+        if self._session is None:
+            self._build(data.infer_n_in(x, y))
+        network = self.network
+        source = data.source(
+            x, y, n_in=network.n_in, n_out=network.n_out, loss=self.loss, dtype=self.dtype,
+            sample_weight=sample_weight, names=("x", "y", "sample_weight"), copy_limit=1 << 62,
+        )  # fmt: skip
+        (chunk,) = source.chunks(None, None)
+        return chunk
+
+    # use --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, X: Any, y: Any = None, *, sample_weight: Any = None) -> dict[str, float]:
+        """Loss and metrics over data, as a dict.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As `fit`. Weights count in the loss, not in the metrics.
+        """
+        session, network = self._built, self.network
+        source = data.source(
+            X, y, n_in=network.n_in, n_out=network.n_out, loss=self.loss, dtype=self.dtype,
+            sample_weight=sample_weight,
+        )  # fmt: skip
+        return session.evaluate(source)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """What the last layer gives for each sample: (n, n_out)."""
+        session = self._built
+        if (
+            type(X) is np.ndarray
+            and X.dtype == self.dtype
+            and X.ndim == 2
+            and X.flags.c_contiguous
+            and X.shape[1] == self.network.n_in
+            and 0 < X.shape[0] <= _FORWARD_BATCH
+        ):
+            out = session.predict_quickly(X)
+            if out is not None:
+                return out
+        return self._predict(X, None)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Probabilities of each class, (n, n_out), for the losses crossentropy, binary_crossentropy and nll.
+
+        Raises
+        ------
+        ValueError
+            For another loss.
+        """
+        name = self.loss.name
+        last = self.network.layers[-1]
+        given = (last if isinstance(last, Activation) else last.activation).name
+        final = {"crossentropy": "softmax", "nll": "softmax", "binary_crossentropy": "sigmoid"}.get(name)
+        if final is None:
+            raise ValueError(f"predict_proba needs a loss over classes; this model's loss is {name!r}")
+        return self._predict(X, None if given == final else Activation(final))
+
+    def _predict(self, X: Any, also: Activation | None) -> np.ndarray:
+        session, network = self._built, self.network
+        source = data.source(
+            X, n_in=network.n_in, n_out=network.n_out, loss=self.loss, dtype=self.dtype, labelled=False
+        )
+        return session.predict(source, also)
+
+
+def _checked_dtype(dtype: Any) -> np.dtype:
+    try:
+        checked = np.dtype(dtype)
+    except TypeError:
+        checked = None
+    if checked is None or checked.name not in _DTYPES:
+        raise ValueError(f"dtype must be 'float32' or 'float64'; got {dtype!r}")
+    return checked
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer; got {value!r} ({type(value).__name__})")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}")
+    return int(value)

@@ -1,0 +1,41 @@
+"""The op table: what the columns of a row mean, for the program that writes it and the engines that run it.
+
+A row is ``N_COLUMNS`` int64 numbers. Addresses are filled in by an engine when it binds a program to its buffers; strides
+and sizes count numbers, not bytes. Columns that a kernel does not name it does not read.
+"""
+
+#: Address of the kernel's machine code (CPU) or its index (CUDA).
+KERNEL = 0
+#: First operand and its row and column strides.
+X, X_STRIDE, X_COLUMN_STRIDE = 1, 2, 3
+#: Second operand of a product, or what an activation kept for its derivative.
+W, W_STRIDE = 4, 5
+#: What the kernel writes.
+Y, Y_STRIDE = 6, 7
+#: Sizes: contracted length of a product (or number of classes), width of the result.
+N_IN, N_OUT = 8, 9
+#: How a product finds its second operand (see cpu/gemm.py), and whether it contracts over the batch's rows.
+LAYOUT, CONTRACTS_ROWS = 10, 11
+#: Address of float64 settings: the floor of a product, alpha of an activation, the parameters of a loss.
+SETTINGS = 12
+#: Target of a loss or a metric, its row stride, and 1 where it holds int64 labels.
+TARGET, TARGET_STRIDE, TARGET_IS_LABELS = 13, 14, 15
+#: Sample weights (0: none) and float64 results per row, counted from the first row of the run.
+SAMPLE_WEIGHT, ROW_VALUES = 16, 17
+#: int64 row numbers in the order of the run (0: as they lie), number of rows of the run, rows of a whole batch.
+ORDER, N_SAMPLES, BATCH = 18, 19, 20
+#: Rows per partial gradient and numbers from one partial gradient to the next.
+SLOT_ROWS, SLOT_STRIDE = 21, 22
+#: Optimizer: addresses of up to three slots, and of the float64 coefficients, a line of N_COEFFICIENTS per step.
+SLOT_0, SLOT_1, SLOT_2, COEFFICIENTS = 23, 24, 25, 26
+#: 1 where the gradient of a tile starts at the tile, not at the start of its parameter.
+TILE_LOCAL = 27
+#: 1 where the parameter is a matrix, which Adafactor factors.
+IS_MATRIX = 28
+N_COLUMNS = 32
+
+#: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.
+N_COEFFICIENTS = 11
+
+#: Columns of a tile: ops [first, last), batch rows [start, stop), columns [start, stop) of the op's own split.
+N_TILE_COLUMNS = 6

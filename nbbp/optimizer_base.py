@@ -1,0 +1,239 @@
+"""What all optimizers share: learning rate, penalties, groups, and the layout of the coefficient table."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nbbp.scalars.updates import N_COEFFICIENTS, UPDATES
+
+__all__ = ["COUPLED_L2", "DECOUPLED", "L1", "N_COLUMNS", "RULE", "Optimizer", "Range", "Settings"]
+
+#: Columns of the coefficient table; the rule's c[0] is column `RULE`, its c[1] the next one.
+COUPLED_L2, L1, DECOUPLED, RULE = 0, 1, 2, 3
+N_COLUMNS = RULE + N_COEFFICIENTS
+
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may take, in words and as a test."""
+
+    words: str
+    contains: Callable[[float], bool]
+    or_none: bool = False
+
+
+POSITIVE = Range("above 0 and finite", lambda x: 0 < x < math.inf)
+POSITIVE_OR_NONE = Range("above 0 and finite, or None", lambda x: 0 < x < math.inf, or_none=True)
+NOT_NEGATIVE = Range("at least 0 and finite", lambda x: 0 <= x < math.inf)
+NOT_POSITIVE = Range("at most 0 and finite", lambda x: -math.inf < x <= 0)
+FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
+UP_TO_ONE = Range("in [0, 1]", lambda x: 0 <= x <= 1)
+
+# In a group a learning rate of 0 is of use: it freezes the parameters.
+_GROUP_RANGES = {"learning_rate": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "l1": NOT_NEGATIVE}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for one parameter: the optimizer's own numbers after `groups` and `decay_bias`."""
+
+    learning_rate: float
+    weight_decay: float
+    l1: float
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What all optimizers share; the optimizers themselves are the subclasses.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Step size, above 0.
+    weight_decay : float
+        L2 factor, at least 0. Coupled, it adds ``weight_decay * w`` to the gradient before the rule;
+        decoupled, it multiplies w by ``1 - learning_rate * weight_decay`` before the rule (Loshchilov and
+        Hutter, 2019).
+    decoupled : bool
+        Which of the two.
+    l1 : float
+        Adds ``l1 * sign(w)`` to the gradient before the rule, decoupled or not; at least 0.
+    decay_bias : bool
+        Whether weight_decay and l1 also hold for parameters that are not called "weight", such as biases. A
+        group that says otherwise comes first.
+    groups : mapping of str to mapping
+        Other numbers for some parameters: a pattern of their names ("0.weight", "*.bias"; as `fnmatch`, upper
+        and lower case differ) to any of learning_rate, weight_decay and l1. Of several patterns that match,
+        the last one holds. A learning_rate of 0 freezes the parameters.
+
+    Attributes
+    ----------
+    name : str
+        What `get` takes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a setting has the wrong type or is out of its range; the message says which range and what came.
+    """
+
+    learning_rate: float = 0.01
+    _: KW_ONLY
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    l1: float = 0.0
+    decay_bias: bool = False
+    # A dict has no hash; equality still compares it.
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+
+    name: ClassVar[str] = ""
+    #: What each setting may be; one that is not here is a switch.
+    ranges: ClassVar[Mapping[str, Range | tuple[Range, Range]]] = {
+        "learning_rate": POSITIVE,
+        "weight_decay": NOT_NEGATIVE,
+        "l1": NOT_NEGATIVE,
+        "momentum": FRACTION,
+        "dampening": UP_TO_ONE,
+        "learning_rate_decay": NOT_NEGATIVE,
+        "initial_accumulator": NOT_NEGATIVE,
+        "rho": FRACTION,
+        "alpha": FRACTION,
+        "betas": (FRACTION, FRACTION),
+        "momentum_decay": NOT_NEGATIVE,
+        "beta2_decay": NOT_POSITIVE,
+        "d": POSITIVE,
+        "eps": POSITIVE,
+    }
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            shared = type(self).__name__
+            raise TypeError(f"{shared} is only what optimizers share; take one of nbbp.optimizers.BY_NAME")
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            allowed = self.ranges.get(setting.name)
+            if setting.name == "groups":
+                value = self._checked_groups(value)
+            elif isinstance(allowed, tuple):
+                value = self._checked_pair(setting.name, value, allowed)
+            elif allowed is not None:
+                value = self._checked_number(setting.name, value, allowed)
+            elif not isinstance(value, bool):
+                owner = f"{setting.name} of {type(self).__name__}"
+                raise TypeError(f"{owner} must be True or False; got {value!r}")
+            # Frozen fields allow no plain assignment.
+            object.__setattr__(self, setting.name, value)
+
+    def _checked_number(self, setting: str, value: Any, allowed: Range) -> Any:
+        if value is None and allowed.or_none:
+            return None
+        owner = f"{setting} of {type(self).__name__}"
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{owner} must be a number; got {value!r} ({type(value).__name__})")
+        if not allowed.contains(value):
+            raise ValueError(f"{owner} must be {allowed.words}; got {value!r}")
+        return float(value)
+
+    def _checked_pair(self, setting: str, value: Any, allowed: tuple[Range, Range]) -> tuple:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
+            raise TypeError(f"{setting} of {type(self).__name__} must be two numbers; got {value!r}")
+        first, second = (self._checked_number(f"{setting}[{i}]", value[i], allowed[i]) for i in range(2))
+        return first, second
+
+    def _checked_groups(self, value: Any) -> dict[str, dict[str, float]]:
+        owner = f"groups of {type(self).__name__}"
+        expected = "a mapping such as {'*.bias': {'learning_rate': 0.02}}"
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{owner} must be {expected}; got {value!r}")
+        groups = {}
+        for pattern, overrides in value.items():
+            if not isinstance(pattern, str) or not isinstance(overrides, Mapping):
+                raise TypeError(f"{owner} must be {expected}; got {pattern!r}: {overrides!r}")
+            unknown = [setting for setting in overrides if setting not in _GROUP_RANGES]
+            if unknown:
+                possible = ", ".join(_GROUP_RANGES)
+                raise ValueError(f"{owner}: {pattern!r} sets {unknown[0]!r}; a group can set {possible}")
+            groups[pattern] = {
+                setting: self._checked_number(
+                    f"groups[{pattern!r}][{setting!r}]", number, _GROUP_RANGES[setting]
+                )
+                for setting, number in overrides.items()
+            }
+        return groups
+
+    @property
+    def rule(self) -> str:
+        """Name of the update rule, a key of ``nbbp.scalars.updates.UPDATES``."""
+        raise NotImplementedError
+
+    @property
+    def n_slots(self) -> int:
+        """How many numbers it keeps for each parameter, 0 to 3."""
+        return UPDATES[self.rule].n_slots
+
+    def settings(self, parameter_name: str) -> Settings:
+        """The numbers that hold for one parameter.
+
+        Parameters
+        ----------
+        parameter_name : str
+            Such as "0.weight".
+        """
+        decays = self.decay_bias or parameter_name.rpartition(".")[2] == "weight"
+        values = {
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay if decays else 0.0,
+            "l1": self.l1 if decays else 0.0,
+        }
+        for pattern, overrides in self.groups.items():
+            if fnmatchcase(parameter_name, pattern):
+                values.update(overrides)
+        return Settings(**values)
+
+    def coefficients(self, first_step: int, n_steps: int, settings: Settings) -> np.ndarray:
+        """The numbers of some steps in a row; tables of several blocks make up the table in one piece.
+
+        Parameters
+        ----------
+        first_step : int
+            The first of these steps; the very first update is step 1.
+        n_steps : int
+            How many, at least 0.
+        settings : Settings
+            Of the parameter; see `settings`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_steps, 11)
+            Columns: coupled L2 factor, L1 factor, multiplier of w for decoupled decay (1 without it), then the
+            rule's c[0] to c[7] as its docstring lists them, zero where it has fewer.
+
+        Raises
+        ------
+        ValueError
+            If `first_step` is below 1 or `n_steps` below 0.
+        """
+        if first_step < 1 or n_steps < 0:
+            came = f"first_step={first_step}, n_steps={n_steps}"
+            raise ValueError(f"steps count from 1 and their number from 0; got {came}")
+        steps = np.arange(first_step, first_step + n_steps, dtype=np.float64)
+        rates = np.full(n_steps, settings.learning_rate)
+        table = np.zeros((n_steps, N_COLUMNS))
+        table[:, COUPLED_L2] = 0.0 if self.decoupled else settings.weight_decay
+        table[:, L1] = settings.l1
+        table[:, DECOUPLED] = 1.0 - rates * settings.weight_decay if self.decoupled else 1.0
+        for column, values in enumerate(self.rule_coefficients(steps, rates), start=RULE):
+            table[:, column] = values
+        return table
+
+    def rule_coefficients(self, steps: np.ndarray, rates: np.ndarray) -> tuple:
+        """c[0], c[1], ... of the rule: a number, or one for each step (n_steps,)."""
+        raise NotImplementedError

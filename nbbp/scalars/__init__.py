@@ -1,0 +1,1 @@
+"""Formulas of single numbers: functions, activations, loss terms, update rules and random numbers."""

@@ -1,0 +1,315 @@
+"""Session: the memory of one model and its bound programs; what `Model` and the epoch loop run.
+
+Legend: a chunk (nbbp/sources.py) is arrays and the order of their rows; losses and metrics come back one number per row.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nbbp import program as programs
+from nbbp.cpu import entry
+from nbbp.cpu.engine import BoundProgram, aligned
+from nbbp.layers import Activation, Dense
+from nbbp.losses import Loss
+from nbbp.metrics import Metric
+from nbbp.network import Sequential
+from nbbp.optimizers import Optimizer
+from nbbp.sources import Chunk, Source
+
+#: Rows that prediction and evaluation take at a time.
+FORWARD_BATCH = 256
+#: Steps whose coefficients are computed ahead of single train_step calls.
+_STEPS_AHEAD = 1024
+#: Bound programs kept for batches of other sizes.
+_KEPT = 8
+
+
+@dataclass(frozen=True)
+class _QuickStep:
+    """A single training step on arrays of known shapes, ready to be called."""
+
+    bound: BoundProgram
+    shape_x: tuple[int, ...]
+    shape_y: tuple[int, ...]
+    dtype_y: np.dtype
+    function: Callable
+    arguments: tuple
+    more: tuple
+    scale: float
+
+
+class Session:
+    """Parameters, optimizer slots and bound programs of a model.
+
+    Parameters
+    ----------
+    network : Sequential
+        With sizes.
+    loss, optimizer, metrics, dtype, seed
+        As `nbbp.Model`, normalised.
+
+    Attributes
+    ----------
+    parameters : ndarray (n_parameters,)
+        The flat buffer, aligned to 64 bytes.
+    slots : list of ndarray
+        The optimizer's buffers.
+    good_parameters : ndarray or None
+        The last parameters with a finite loss, while `fit` runs.
+    step : int
+        Updates made so far.
+    """
+
+    def __init__(
+        self,
+        network: Sequential,
+        loss: Loss,
+        optimizer: Optimizer,
+        metrics: Sequence[Metric],
+        dtype: np.dtype,
+        seed: int,
+    ) -> None:
+        self.network, self.loss, self.optimizer, self.metrics = network, loss, optimizer, tuple(metrics)
+        self.dtype, self.seed, self.step, self.epoch = dtype, seed, 0, 0
+        self.parameters = aligned(network.n_parameters, dtype)
+        self.parameters[:] = network.initial_parameters(seed, dtype)
+        self.slots = [aligned(n, dtype) for n in programs.slot_lengths(network, optimizer)]
+        self.good_parameters: np.ndarray | None = None
+        self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
+        self._settings = {programs.coefficients_buffer(s): s for s in self._all_settings()}
+        self._steps_ahead = 0
+        self._quick: _QuickStep | None = None
+        self._quick_prediction: tuple | None = None
+
+    def _all_settings(self) -> set:
+        return {self.optimizer.settings(parameter.name) for parameter in self.network.parameters}
+
+    # programs ---------------------------------------------------------------------------------------------
+
+    def _program(self, key: tuple, make: Callable[[], programs.Program]) -> BoundProgram:
+        """The bound program of this key, made when first asked for."""
+        if key in self._bound:
+            self._bound.move_to_end(key)
+            return self._bound[key]
+        buffers = {"parameters": self.parameters}
+        buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
+        if self.good_parameters is not None:
+            buffers["good parameters"] = self.good_parameters
+        while len(self._bound) >= _KEPT:
+            self._bound.popitem(last=False)
+        self._bound[key] = BoundProgram(make(), self.dtype, buffers)
+        return self._bound[key]
+
+    def _training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
+        def make() -> programs.Program:
+            return programs.training_program(
+                self.network, self.loss, self.optimizer, self.metrics if keeps_good else (), batch, labels, keeps_good
+            )
+
+        return self._program(("train", batch, labels, keeps_good), make)
+
+    def begin_fit(self) -> None:
+        """Start keeping the last good parameters."""
+        if self.good_parameters is None:
+            self.good_parameters = aligned(len(self.parameters), self.dtype)
+        self.good_parameters[:] = self.parameters
+
+    def restore(self) -> None:
+        """Put the last good parameters back, and forget the optimizer's moments, which NaN may have reached."""
+        self.parameters[:] = self.good_parameters
+        for slot in self.slots:
+            slot[:] = 0
+        self.step, self._steps_ahead, self._quick = 0, 0, None
+
+    def _attach(self, bound: BoundProgram, chunk: Chunk, n: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Attach a chunk's data and new arrays for its losses and metrics."""
+        bound.attach("X", chunk.X)
+        bound.attach("target", chunk.y)
+        bound.attach("sample weight", chunk.weight)
+        bound.attach("order", chunk.order)
+        losses = np.empty(n)
+        bound.attach("loss values", losses)
+        metrics = []
+        for number in range(len(self.metrics)):
+            metrics.append(np.empty(n))
+            bound.attach(f"metric values {number}", metrics[-1])
+        return losses, metrics
+
+    def _attach_coefficients(self, bound: BoundProgram, n_steps: int) -> None:
+        for name, settings in self._settings.items():
+            bound.attach(name, self.optimizer.coefficients(self.step + 1, n_steps, settings))
+
+    # training ---------------------------------------------------------------------------------------------
+
+    def train_chunk(self, chunk: Chunk, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Train on every batch of a chunk, in its order; losses (rows,) and metrics [(rows,), …], as weighted."""
+        n = len(chunk.order)
+        bound = self._training(batch, _is_labels(chunk), True)
+        losses, metrics = self._attach(bound, chunk, n)
+        n_steps = -(-n // bound.program.batch)
+        self._attach_coefficients(bound, n_steps)
+        bound.run(n)
+        self.step += n_steps
+        self._steps_ahead = 0
+        return losses, metrics
+
+    def train_batch(self, chunk: Chunk) -> float:
+        """One update on a whole chunk as one batch; its loss."""
+        n = len(chunk.order)
+        bound = self._training(n, _is_labels(chunk), False)
+        losses, _ = self._attach(bound, chunk, n)
+        self._attach_coefficients(bound, 1)
+        bound.run(n)
+        self.step += 1
+        self._steps_ahead = 0
+        return self.total(float(losses.sum()), n)
+
+    def total(self, sum_of_rows: float, n: int) -> float:
+        """The loss from the sum of the rows' losses."""
+        return sum_of_rows / n if self.loss.reduction == "mean" else sum_of_rows
+
+    def train_quickly(self, x: Any, y: Any) -> float | None:
+        """`train_batch` for arrays that need no conversion; None where they do, or are not what they should be."""
+        quick = self._quick
+        if (
+            quick is None
+            or type(x) is not np.ndarray
+            or type(y) is not np.ndarray
+            or x.shape != quick.shape_x
+            or y.shape != quick.shape_y
+            or x.dtype != self.dtype
+            or y.dtype != quick.dtype_y
+            or not x.flags.c_contiguous
+            or not y.flags.c_contiguous
+        ):
+            quick = self._quick = self._quick_step(x, y)
+            if quick is None:
+                return None
+        if self._steps_ahead == 0:
+            self._attach_coefficients(quick.bound, _STEPS_AHEAD)
+            self._steps_ahead = _STEPS_AHEAD
+        status, total = quick.function(*quick.arguments, x, y, *quick.more)
+        if status != entry.FINE:
+            return None
+        self._steps_ahead -= 1
+        self.step += 1
+        return total * quick.scale
+
+    def _quick_step(self, x: Any, y: Any) -> _QuickStep | None:
+        """What `train_quickly` needs for batches like this one, or None if they must be converted or checked."""
+        network = self.network
+        if not (type(x) is np.ndarray and type(y) is np.ndarray and x.ndim == 2 and x.dtype == self.dtype):
+            return None
+        if not (x.flags.carray and y.flags.carray and 0 < len(x) == len(y) and x.shape[1] == network.n_in):
+            return None
+        labels = y.ndim == 1 and y.dtype == np.int64 and self.loss.row_wise
+        values = y.shape == (len(x), network.n_out) and y.dtype == self.dtype and not self.loss.is_classification
+        if not (labels or values):
+            return None
+        bound = self._training(len(x), labels, False)
+        if bound.n_threads() > 1:
+            return None
+        for name in ("sample weight", "order"):
+            bound.attach(name, None)
+        (gather,), (loss,) = bound.program.find("gather"), bound.program.loss_rows()
+        self._steps_ahead = 0
+        return _QuickStep(
+            bound=bound,
+            shape_x=x.shape,
+            shape_y=y.shape,
+            dtype_y=y.dtype,
+            function=entry.train_on_labels if labels else entry.train_on_values,
+            arguments=(bound.table, bound.tiles, bound.phases, len(x), bound.scratch.ctypes.data, gather, loss),
+            more=(np.empty(len(x)), network.n_out, bound.cells(set(self._settings))),
+            scale=1 / len(x) if self.loss.reduction == "mean" else 1.0,
+        )
+
+    def gradients(self, chunk: Chunk) -> tuple[float, np.ndarray]:
+        """Loss of a chunk as one batch, and a new array (n_parameters,) with its gradient."""
+        n, labels = len(chunk.order), _is_labels(chunk)
+        bound = self._program(
+            ("gradient", n, labels),
+            lambda: programs.training_program(self.network, self.loss, None, (), n, labels),
+        )
+        losses, _ = self._attach(bound, chunk, n)
+        bound.run(n)
+        return self.total(float(losses.sum()), n), bound.buffer("gradient")[: len(self.parameters)].copy()
+
+    # forward ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, source: Source) -> dict[str, float]:
+        """Loss and metrics over a source."""
+        total, n_samples, sums = 0.0, 0, np.zeros(len(self.metrics))
+        for chunk in source.chunks(None, None):
+            n, labels = len(chunk.order), _is_labels(chunk)
+            bound = self._program(
+                ("evaluate", labels),
+                lambda labels=labels: programs.evaluation_program(
+                    self.network, self.loss, self.metrics, FORWARD_BATCH, labels
+                ),
+            )
+            losses, metrics = self._attach(bound, chunk, n)
+            bound.run(n)
+            total, n_samples = total + float(losses.sum()), n_samples + n
+            sums += [values.sum() for values in metrics]
+        return self.report(total, sums, n_samples)
+
+    def report(self, total: float, metric_sums: np.ndarray, n_samples: int) -> dict[str, float]:
+        """Loss and metrics by name, from their sums over `n_samples` rows."""
+        report = {"loss": self.total(total, n_samples)}
+        for metric, metric_sum in zip(self.metrics, metric_sums, strict=True):
+            report[metric.name] = metric.finalise(float(metric_sum) / n_samples)
+        return report
+
+    def _prediction(self, also: Activation | None) -> BoundProgram:
+        return self._program(
+            ("predict", also), lambda: programs.prediction_program(self.network, FORWARD_BATCH, also)
+        )
+
+    def predict(self, source: Source, also: Activation | None) -> np.ndarray:
+        """What the last layer, or `also` behind it, gives for every sample (n, n_out)."""
+        bound = self._prediction(also)
+        parts = []
+        for chunk in source.chunks(None, None):
+            parts.append(np.empty((len(chunk.order), self.network.n_out), self.dtype))
+            for name, array in (("X", chunk.X), ("order", chunk.order), ("output", parts[-1])):
+                bound.attach(name, array)
+            bound.run(len(chunk.order))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def layer_outputs(self, x: np.ndarray) -> dict[int, np.ndarray]:
+        """What every dense layer gives for one sample x (1, n_in), by the layer's position."""
+        bound = self._prediction(None)
+        for name, array in (("X", x), ("order", None), ("output", np.empty((1, self.network.n_out), self.dtype))):
+            bound.attach(name, array)
+        bound.run(1)
+        layers = enumerate(self.network.layers)
+        return {
+            index: bound.buffer(f"layer {index}")[: layer.n_out].copy()
+            for index, layer in layers
+            if isinstance(layer, Dense)
+        }
+
+    def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:
+        """`predict` for a few rows that need no conversion; None where a number in them is not finite."""
+        quick = self._quick_prediction
+        if quick is None:
+            bound = self._prediction(None)
+            (gather,), (copy_out,) = bound.program.find("gather"), bound.program.find("copy_out")
+            scratch = bound.scratch.ctypes.data
+            arguments = (bound.table, bound.tiles, bound.phases, FORWARD_BATCH, scratch, gather, copy_out)
+            quick = self._quick_prediction = bound, arguments
+        bound, arguments = quick
+        bound.attach("order", None)
+        out = np.empty((x.shape[0], self.network.n_out), self.dtype)
+        return out if entry.predict_now(*arguments, x, out) == entry.FINE else None
+
+
+def _is_labels(chunk: Chunk) -> bool:
+    return chunk.y.ndim == 1

@@ -1,0 +1,1 @@
+"""Measurements: one script per question, each of which validates what it runs before it times it."""

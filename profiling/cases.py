@@ -1,0 +1,133 @@
+"""The networks and data that ``profiling/train_step.py`` times, and the reference it holds every library to.
+
+Every case is ReLU hidden layers, crossentropy on the logits and Adam at learning rate 1e-3 in float32. The
+data are drawn from a fixed seed and labelled by a fixed linear teacher, so that there is something to learn
+and units die as they do in ordinary training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LEARNING_RATE = 1e-3
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+# Losses of two libraries after the same steps differ by rounding; so far, relatively, they may.
+LOSS_TOLERANCE = 1e-3
+VALIDATION_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Widths from the input to the output.
+    batch : int
+        Samples per optimizer step.
+    n_steps : int
+        Batches of different data, so that no step sees data that the step before left in cache.
+    goal : float
+        How many times faster than the fastest of PyTorch and JAX the project wants to be on one core.
+    """
+
+    sizes: tuple[int, ...]
+    batch: int
+    n_steps: int
+    goal: float
+
+    @property
+    def name(self) -> str:
+        """The network's widths joined by dashes, with the batch: ``784-128-10 b64``."""
+        return f"{'-'.join(map(str, self.sizes))} b{self.batch}"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations in the matrix products of one step.
+
+        Two per weight and sample in each product. The first layer has two products (forward, weight
+        gradient), every other layer three (input gradient as well).
+        """
+        first, *others = (n_in * n_out for n_in, n_out in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+        return 4 * self.batch * first + 6 * self.batch * sum(others)
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights and biases."""
+        return sum((n_in + 1) * n_out for n_in, n_out in zip(self.sizes[:-1], self.sizes[1:], strict=True))
+
+
+# The goals are ratios of times in µs measured on one core of 187 GFLOP/s: the faster of PyTorch with fused
+# Adam and JAX's scan there, over what nbbp wants to reach there.
+CASES = (
+    Case((4, 16, 16, 2), 1, 100_000, 2.2 / 1.0),
+    Case((4, 32, 32, 2), 32, 20_000, 10.9 / 3.0),
+    Case((64, 64, 64, 64, 10), 128, 2_000, 107 / 65),
+    Case((784, 128, 10), 64, 600, 353 / 200),
+    Case((784, 256, 10), 64, 400, 605 / 400),
+    Case((1024, 1024, 1024, 1024), 256, 24, 29_400 / 28_500),
+)
+
+
+def initial_parameters(case: Case, seed: int = 0) -> list[np.ndarray]:
+    """He-normal weights ``(n_in, n_out)`` and small random biases ``(n_out,)``, layer by layer, float32."""
+    generator = np.random.default_rng([seed, 1])
+    parameters = []
+    for n_in, n_out in zip(case.sizes[:-1], case.sizes[1:], strict=True):
+        parameters.append(generator.normal(0.0, np.sqrt(2.0 / n_in), (n_in, n_out)).astype(np.float32))
+        parameters.append(generator.normal(0.0, 0.01, n_out).astype(np.float32))
+    return parameters
+
+
+def training_data(case: Case, n_steps: int | None = None, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Samples ``(n_steps * batch, n_in)`` float32 in [0, 1) and labels ``(n_steps * batch,)`` int64.
+
+    The label is the largest output of a linear teacher on the centred sample.
+    """
+    n = case.batch * (case.n_steps if n_steps is None else n_steps)
+    n_in, n_classes = case.sizes[0], case.sizes[-1]
+    teacher = np.random.default_rng([seed, 2]).normal(size=(n_in, n_classes)).astype(np.float32)
+    x = np.random.default_rng([seed, 3]).random((n, n_in), dtype=np.float32)
+    return x, np.argmax((x - np.float32(0.5)) @ teacher, axis=1).astype(np.int64)
+
+
+def reference_losses(
+    case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, n: int
+) -> list[float]:
+    """Losses of the first `n` optimizer steps, each before its update, in float64 NumPy.
+
+    Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
+    """
+    weights = [p.astype(np.float64) for p in parameters]
+    first = [np.zeros_like(p) for p in weights]
+    second = [np.zeros_like(p) for p in weights]
+    n_layers = len(case.sizes) - 1
+    losses = []
+    for step in range(1, n + 1):
+        rows = slice((step - 1) * case.batch, step * case.batch)
+        inputs, labels = [x[rows].astype(np.float64)], y[rows]
+        for layer in range(n_layers):
+            z = inputs[-1] @ weights[2 * layer] + weights[2 * layer + 1]
+            inputs.append(np.maximum(z, 0.0) if layer < n_layers - 1 else z)
+        logits = inputs.pop()
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        each = np.arange(case.batch)
+        losses.append(float(-log_probabilities[each, labels].mean()))
+        delta = np.exp(log_probabilities)
+        delta[each, labels] -= 1.0
+        delta /= case.batch
+        gradients: list[np.ndarray] = []
+        for layer in reversed(range(n_layers)):
+            gradients = [inputs[layer].T @ delta, delta.sum(axis=0), *gradients]
+            if layer:
+                delta = (delta @ weights[2 * layer].T) * (inputs[layer] > 0.0)
+        for p, g, m, v in zip(weights, gradients, first, second, strict=True):
+            m += (1.0 - BETA_1) * (g - m)
+            v += (1.0 - BETA_2) * (g * g - v)
+            p -= LEARNING_RATE * (m / (1.0 - BETA_1**step)) / (np.sqrt(v / (1.0 - BETA_2**step)) + EPSILON)
+    return losses

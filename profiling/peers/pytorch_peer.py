@@ -1,0 +1,69 @@
+"""PyTorch, eager, with its fused Adam. Batches are views of one tensor: no shuffle, copy or loader."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from profiling.cases import BETA_1, BETA_2, EPSILON, LEARNING_RATE, Case
+
+
+class PyTorch:
+    """``torch.nn.Sequential`` of Linear and ReLU, ``cross_entropy``, ``Adam(fused=True)``."""
+
+    def __init__(self, n_threads: int) -> None:
+        torch.set_num_threads(n_threads)
+
+    @staticmethod
+    def version() -> str:
+        return f"PyTorch {torch.__version__}"
+
+    def load(self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
+        self.case, self.initial = case, parameters
+        self.x, self.y = torch.from_numpy(x).split(case.batch), torch.from_numpy(y).split(case.batch)
+        self._start()
+
+    def _start(self) -> None:
+        layers: list[torch.nn.Module] = []
+        for i in range(len(self.case.sizes) - 1):
+            linear = torch.nn.Linear(self.case.sizes[i], self.case.sizes[i + 1])
+            with torch.no_grad():
+                linear.weight.copy_(torch.from_numpy(self.initial[2 * i].T.copy()))
+                linear.bias.copy_(torch.from_numpy(self.initial[2 * i + 1]))
+            layers += [linear, torch.nn.ReLU()]
+        self.model = torch.nn.Sequential(*layers[:-1])
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=LEARNING_RATE, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
+        )
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.cross_entropy(self.model(x), y)
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def losses(self, n: int) -> list[float]:
+        self._start()
+        return [self._step(self.x[i], self.y[i]).item() for i in range(n)]
+
+    def compile(self, n_steps: int) -> None:
+        self.run(min(n_steps, 20))
+
+    def run(self, n_steps: int) -> float:
+        begin = time.perf_counter()
+        for x, y in zip(self.x[:n_steps], self.y[:n_steps], strict=True):
+            self._step(x, y)
+        return time.perf_counter() - begin
+
+    def predict_one(self, n_calls: int) -> float:
+        """Seconds per prediction of one sample, from Python, with ``inference_mode``."""
+        sample = self.x[0][:1]
+        with torch.inference_mode():
+            self.model(sample)
+            begin = time.perf_counter()
+            for _ in range(n_calls):
+                self.model(sample)
+            return (time.perf_counter() - begin) / n_calls

@@ -1,0 +1,217 @@
+"""Tables and a picture from what ``profiling/train_step.py`` measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from profiling.cases import CASES
+from profiling.peers import PEERS
+
+Results = dict
+
+
+def _threads(n_threads: str) -> str:
+    return "1 thread" if n_threads == "1" else f"{n_threads} threads"
+
+
+def floor(case_name: str, sgemm: dict[str, float]) -> float:
+    """µs that the matrix products of a step take at the machine's best measured sgemm rate (GFLOP/s)."""
+    flops = next(case.flops for case in CASES if case.name == case_name)
+    return flops / max(sgemm.values()) / 1e3
+
+
+def microseconds(value: float) -> str:
+    """Three significant digits, with thousands separated: ``0.412``, ``65.3``, ``28,500``."""
+    if value >= 999.5:
+        digits = len(str(int(value))) - 3
+        return f"{round(value, -digits):,.0f}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+def _cells(results: Results, n_threads: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of one number of threads: µs per step; in brackets, times nbbp's."""
+    measured = results["threads"][n_threads]
+    peers = [peer for peer in PEERS if any(peer in row for row in measured["rows"].values())]
+    headings = ["network, batch", "floor", *peers]
+    rows = []
+    for name, row in measured["rows"].items():
+        least = floor(name, measured["sgemm"])
+        ours = row.get("nbbp", {}).get("minimum")
+        cells = [name, microseconds(least)]
+        for peer in peers:
+            if peer not in row:
+                cells.append("–")
+                continue
+            time = row[peer]["minimum"]
+            if peer == "nbbp":
+                compared = f" ({time / least:.2g}× floor)"
+            else:
+                compared = f" ({time / ours:.3g}×)" if ours else ""
+            cells.append(microseconds(time) + compared)
+        rows.append(cells)
+    return headings, rows
+
+
+def noise(results: Results) -> tuple[float, float]:
+    """How far medians lie above minima over all rows: the median and the largest, as fractions."""
+    excess = sorted(
+        timed["median"] / timed["minimum"] - 1.0
+        for measured in results["threads"].values()
+        for row in measured["rows"].values()
+        for timed in row.values()
+    )
+    return (excess[len(excess) // 2], excess[-1]) if excess else (0.0, 0.0)
+
+
+def goals(results: Results) -> list[str]:
+    """One line per row of one core: the ratio wanted to the faster of PyTorch and JAX, and that reached."""
+    lines = []
+    for case in CASES:
+        row = results["threads"].get("1", {"rows": {}})["rows"].get(case.name, {})
+        others = {peer: row[peer]["minimum"] for peer in ("pytorch", "jax-jit", "jax-scan") if peer in row}
+        if "nbbp" not in row or not others:
+            continue
+        fastest = min(others, key=others.get)
+        ratio = others[fastest] / row["nbbp"]["minimum"]
+        verdict = "reached" if ratio >= case.goal else "missed"
+        lines.append(
+            f"{case.name}: {ratio:.2f} times as fast as {fastest}; wanted {case.goal:.2f}: {verdict}"
+        )
+    return lines
+
+
+def two_threads(results: Results) -> list[str]:
+    """One line per row measured on one core and on two: what the second is worth to nbbp."""
+    lines = []
+    for name, row in results["threads"].get("2", {"rows": {}})["rows"].items():
+        single = results["threads"].get("1", {"rows": {}})["rows"].get(name, {})
+        if "nbbp" not in row or "nbbp" not in single:
+            continue
+        ours = row["nbbp"]["minimum"]
+        others = [row[peer]["minimum"] for peer in ("pytorch", "jax-jit", "jax-scan") if peer in row]
+        ahead = (
+            f", {min(others) / ours:.2f} times as fast as the fastest of PyTorch and JAX" if others else ""
+        )
+        lines.append(
+            f"{name}: two threads {single['nbbp']['minimum'] / ours:.2f} times as fast as one{ahead}"
+        )
+    return lines
+
+
+def calls(results: Results) -> list[str]:
+    """Lines on calls from Python and on the whole fit of the digits."""
+    lines = []
+    ours = results.get("calls", {}).get("nbbp")
+    if ours:
+        whole, step = ours["step_from_python"], ours["run"]
+        lines.append(
+            f"train_step from Python, {CASES[0].name}: {whole:.2f} µs, "
+            f"{whole - step:.2f} µs over the step in fit"
+        )
+    for peer, timed in results.get("calls", {}).items():
+        lines.append(f"predict of one sample from Python, {peer}: {timed['predict_one']:.2f} µs")
+    digits = results.get("digits", {})
+    for peer, timed in digits.items():
+        lines.append(
+            f"fit on the digits, {peer}: {1e3 * timed['minimum']:.1f} ms "
+            f"(median {1e3 * timed['median']:.1f}), accuracy {100 * timed['accuracy']:.2f} %"
+        )
+    if {"nbbp", "scikit-learn"} <= digits.keys():
+        ratio = digits["scikit-learn"]["median"] / digits["nbbp"]["median"]
+        lines.append(f"fit on the digits: nbbp is {ratio:.1f} times as fast as scikit-learn")
+    return lines
+
+
+def conditions(results: Results) -> str:
+    """Machine, versions, sgemm rates and noise in one paragraph."""
+    machine = results["machine"]
+    rates = "; ".join(
+        f"{_threads(n)}: " + ", ".join(f"{library} {rate:.0f}" for library, rate in timed["sgemm"].items())
+        for n, timed in results["threads"].items()
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    typical, worst = noise(results)
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}; {versions}; "
+        f"nbbp at {machine['git_revision']}. sgemm in GFLOP/s, {rates}. "
+        f"Times are minima; medians lie {100 * typical:.0f} % above them, at most {100 * worst:.0f} %."
+    )
+
+
+def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in (headings, *rows)) for i in range(len(headings))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (headings, *rows)
+    ]
+
+
+def text(results: Results) -> str:
+    """Everything, for the terminal."""
+    lines = []
+    for n_threads in results["threads"]:
+        lines += [f"µs per step, {_threads(n_threads)}; in brackets, times nbbp's", ""]
+        lines += [*_aligned(*_cells(results, n_threads)), ""]
+    for block in (goals(results), two_threads(results), calls(results), [conditions(results)]):
+        lines += [*block, ""] if block else []
+    return "\n".join(lines)
+
+
+def markdown(results: Results) -> str:
+    """The tables and the conditions, for README.md."""
+    lines = []
+    for n_threads in results["threads"]:
+        headings, rows = _cells(results, n_threads)
+        lines += [f"µs per step, {_threads(n_threads)} (in brackets, times nbbp's):", ""]
+        lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += [""]
+    lines += [f"- {line}" for line in (*goals(results), *two_threads(results), *calls(results))]
+    return "\n".join([*lines, "", conditions(results), ""])
+
+
+def draw(results: Results, file: Path) -> bool:
+    """Bars of µs per step, logarithmic, one panel per number of threads. False without Matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    threads = list(results["threads"])
+    figure = Figure(figsize=(9, 1 + 3.2 * len(threads)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, n_threads in enumerate(threads):
+        measured = results["threads"][n_threads]
+        axes = figure.add_subplot(len(threads), 1, index + 1)
+        peers = [peer for peer in PEERS if any(peer in row for row in measured["rows"].values())]
+        width = 0.8 / max(1, len(peers))
+        for offset, peer in enumerate(peers):
+            places = [i + offset * width for i, row in enumerate(measured["rows"].values()) if peer in row]
+            times = [row[peer]["minimum"] for row in measured["rows"].values() if peer in row]
+            axes.bar(places, times, width, label=peer)
+        for i, name in enumerate(measured["rows"]):
+            left = i - width / 2
+            label = "arithmetic floor" if i == 0 else None
+            axes.hlines(
+                floor(name, measured["sgemm"]), left, left + 0.8, "black", linestyles="dashed", label=label
+            )
+        middle = 0.4 - width / 2
+        axes.set_xticks(
+            [i + middle for i in range(len(measured["rows"]))], list(measured["rows"]), fontsize=8
+        )
+        axes.set(yscale="log", ylabel="µs per step", title=_threads(n_threads))
+        axes.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    return True
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Write ``train_step.json``, ``.md`` and, with Matplotlib, ``.png``; returns what was written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "train_step.json", folder / "train_step.md"]
+    files[0].write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files[1].write_text(markdown(results), encoding="utf-8")
+    picture = folder / "train_step.png"
+    return [*files, picture] if draw(results, picture) else files
