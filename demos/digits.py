@@ -48,7 +48,7 @@ def train(X, y, seed, epochs):
     return model, history, held_out
 
 
-def draw(histories, confusion, misread, X, accuracy):
+def draw(histories, confusion, misread, X, y, accuracy):
     """One picture of everything: curves of every seed, the confusion matrix, the misread images."""
     rows = max(1, -(-min(len(misread), SHOWN) // 12))
     figure = plotting.new_figure(13.0, 5.4 + 1.3 * rows)
@@ -83,9 +83,12 @@ def draw(histories, confusion, misread, X, accuracy):
         ha="left",
     )
     grid = bottom.add_gridspec(rows, 12)
-    for place, (image, digit, read, probability) in enumerate(misread[:SHOWN]):
+    # The surest mistakes first: they say the most about the network, or about the writer.
+    surest_first = sorted(misread.items(), key=lambda entry: entry[1], reverse=True)
+    for place, (image, (sureness, read)) in enumerate(surest_first[:SHOWN]):
         axes = bottom.add_subplot(grid[place // 12, place % 12])
-        plotting.draw_image(axes, X[image].reshape(8, 8), f"{digit} → {read}  ({100 * probability:.0f} %)")
+        title = f"{y[image]} → {read}  ({100 * sureness:.0f} %)"
+        plotting.draw_image(axes, X[image].reshape(8, 8), title)
     figure.suptitle(
         f"Handwritten digits: {100 * accuracy:.1f} % of the held-out images read correctly",
         fontsize=14,
@@ -97,6 +100,7 @@ def draw(histories, confusion, misread, X, accuracy):
 
 
 def main():
+    """Train, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many networks to train")
     parser.add_argument("--epochs", type=int, default=40)
@@ -104,7 +108,7 @@ def main():
     arguments = parser.parse_args()
 
     X, y = datasets.load_digits()
-    histories, accuracies, misread = [], [], []
+    histories, accuracies, misread = [], [], {}
     confusion = np.zeros((10, 10), dtype=int)
     for seed in range(arguments.seeds):
         start = time.perf_counter()
@@ -114,7 +118,9 @@ def main():
         read = probabilities.argmax(axis=1)
         np.add.at(confusion, (y[held_out], read), 1)
         for row in np.flatnonzero(read != y[held_out]):
-            misread.append((held_out[row], y[held_out[row]], read[row], probabilities[row].max()))
+            image, sureness = held_out[row], probabilities[row].max()
+            # An image that several networks misread is shown once, as the surest of them read it.
+            misread[image] = max(misread.get(image, (0.0, None)), (sureness, read[row]))
         histories.append(history)
         accuracies.append(np.mean(read == y[held_out]))
         print(
@@ -124,10 +130,8 @@ def main():
     accuracy = np.mean(accuracies)
     print(f"mean:   {100 * accuracy:6.2f} % over {arguments.seeds} seeds; {len(misread)} images misread")
 
-    # The surest mistakes first: they say the most about the network or about the writer.
-    misread.sort(key=lambda entry: -entry[3])
-    path = plotting.save(draw(histories, confusion, misread, X, accuracy), arguments.output / "digits.png")
-    print(f"picture: {path}")
+    figure = draw(histories, confusion, misread, X, y, accuracy)
+    print(f"picture: {plotting.save(figure, arguments.output / 'digits.png')}")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ def moments(epochs):
     """Six epochs at which to look, close together at first: that is when most happens."""
     return [
         0,
-        *(max(k, round(epochs * share)) for k, share in enumerate((0.01, 0.04, 0.12, 0.35, 1.0), start=1)),
+        *(max(k, round(epochs * share)) for k, share in enumerate((0.01, 0.07, 0.12, 0.3, 1.0), start=1)),
     ]
 
 
 def main():
+    """Train in stages, print and draw each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "output")
@@ -59,9 +60,7 @@ def main():
     epochs = np.arange(1, len(losses) + 1)
     axes.plot(epochs, losses, color=plotting.PALETTE[0])
     looked_at = np.array(moments(arguments.epochs)[1:])
-    axes.plot(
-        looked_at, np.array(losses)[looked_at - 1], "o", color=plotting.VALIDATION, label="the moments above"
-    )
+    axes.plot(looked_at, np.array(losses)[looked_at - 1], "o", color=plotting.VALIDATION, label="the moments above")
     axes.set_yscale("log")
     axes.set_title("training loss")
     axes.set_xlabel("epoch")

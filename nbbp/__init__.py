@@ -1,4 +1,6 @@
-"""nbbp: backpropagation compiled. Dense neural networks at machine-code speed, in Numba kernels that a person can read."""
+"""nbbp: backpropagation compiled. Dense neural networks at machine-code speed, in Numba kernels that a person can
+read.
+"""
 
 from nbbp import datasets, initializers, losses, metrics, optimizers
 from nbbp.cpu.engine import get_num_threads, set_num_threads

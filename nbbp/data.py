@@ -142,9 +142,7 @@ def is_iterable_of_batches(X: Any, y: Any = None, labelled: bool = True) -> bool
         return False
     if isinstance(X, (list, tuple)):
         return labelled and y is None and len(X) > 0 and all(_looks_like_batch(entry) for entry in X)
-    if any(
-        hasattr(X, attribute) for attribute in ("__array__", "to_numpy", "__array_interface__", "toarray")
-    ):
+    if any(hasattr(X, attribute) for attribute in ("__array__", "to_numpy", "__array_interface__", "toarray")):
         return False
     return callable(X) or hasattr(X, "__iter__")
 
@@ -198,9 +196,7 @@ def split(X: Any, y: Any, sample_weight: Any, validation_split: float) -> tuple[
     if not isinstance(validation_split, (int, float, np.number)) or not 0.0 < validation_split < 1.0:
         raise ValueError(f"validation_split is {validation_split!r}; expected a fraction between 0 and 1")
     if is_iterable_of_batches(X, y):
-        raise TypeError(
-            "validation_split needs arrays; with batches from an iterable pass validation_data instead"
-        )
+        raise TypeError("validation_split needs arrays; with batches from an iterable pass validation_data instead")
     named = {"X": X, "y": y, "sample_weight": sample_weight}
     lengths = {name: _length(value, name) for name, value in named.items() if value is not None}
     n = lengths["X"]

@@ -22,9 +22,9 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository,
     1998, https://doi.org/10.24432/C50P49 (CC BY 4.0); see digits/ATTRIBUTION.md in the package.
     """
-    with resources.files("nbbp").joinpath("digits/digits.npz").open("rb") as file:
-        with np.load(file, allow_pickle=False) as archive:
-            return archive["images"].astype(np.float32) / np.float32(16), archive["labels"].astype(np.int64)
+    shipped = resources.files("nbbp").joinpath("digits/digits.npz")
+    with shipped.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return archive["images"].astype(np.float32) / np.float32(16), archive["labels"].astype(np.int64)
 
 
 def make_spiral(

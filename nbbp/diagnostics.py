@@ -109,9 +109,7 @@ def cache_folders() -> list[Path]:
     for module in pkgutil.iter_modules([str(PACKAGE / "cpu")], prefix="nbbp.cpu."):
         importlib.import_module(module.name)
     loaded = [module for name, module in sys.modules.items() if name.startswith("nbbp.")]
-    functions = [
-        value for module in loaded for value in vars(module).values() if isinstance(value, Dispatcher)
-    ]
+    functions = [value for module in loaded for value in vars(module).values() if isinstance(value, Dispatcher)]
     return sorted({Path(path) for function in functions if (path := function.stats.cache_path)})
 
 

@@ -11,7 +11,8 @@ from nbbp.scalars.philox import permutation
 
 __all__ = ["GradientCheck", "check_gradients"]
 
-#: Step of the differences, relative to max(1, |w|): the cube root of float64's precision balances truncation and rounding.
+#: Step of the differences, relative to max(1, |w|): the cube root of float64's precision balances truncation and
+#: rounding.
 _STEP = 6e-6
 
 

@@ -14,6 +14,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -36,13 +37,8 @@ __all__ = [
     "get",
 ]
 
-FANS = ("in", "out", "average")
-DISTRIBUTIONS = ("uniform", "normal", "truncated_normal")
-
 #: Standard deviation of a standard normal number that is redrawn until it lies within [-2, 2]; about 0.8796.
-DEVIATION_WITHIN_TWO = math.sqrt(
-    1.0 - 4.0 * math.exp(-2.0) / (math.sqrt(2.0 * math.pi) * math.erf(math.sqrt(2.0)))
-)
+DEVIATION_WITHIN_TWO = math.sqrt(1.0 - 4.0 * math.exp(-2.0) / (math.sqrt(2.0 * math.pi) * math.erf(math.sqrt(2.0))))
 
 
 @dataclass(frozen=True)
@@ -55,12 +51,20 @@ class Initializer:
         If a setting is no finite number, or is out of its range.
     """
 
+    #: What a setting may be that is no number.
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
     def __post_init__(self) -> None:
+        if type(self) is Initializer:
+            raise TypeError("Initializer is only what initializers share; take one of nbbp.initializers.BY_NAME")
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if isinstance(value, str):
-                continue
             owner = f"{setting.name} of {type(self).__name__}"
+            if setting.name in self.choices:
+                expected = ", ".join(map(repr, self.choices[setting.name]))
+                if value not in self.choices[setting.name]:
+                    raise ValueError(f"{owner} must be one of {expected}; got {value!r}")
+                continue
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"{owner} must be a number; got {value!r} ({type(value).__name__})")
             if not math.isfinite(value):
@@ -68,9 +72,7 @@ class Initializer:
             # Frozen fields allow no plain assignment.
             object.__setattr__(self, setting.name, float(value))
 
-    def __call__(
-        self, shape: tuple[int, ...], seed: int, stream: int, dtype: DTypeLike = "float32"
-    ) -> np.ndarray:
+    def __call__(self, shape: tuple[int, ...], seed: int, stream: int, dtype: DTypeLike = "float32") -> np.ndarray:
         """Make a parameter.
 
         Parameters
@@ -189,15 +191,15 @@ class VarianceScaling(Initializer):
     fan: str = "in"
     distribution: str = "normal"
 
+    choices: ClassVar = {
+        "fan": ("in", "out", "average"),
+        "distribution": ("uniform", "normal", "truncated_normal"),
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale <= 0.0:
             raise ValueError(f"scale of VarianceScaling must be above 0; got {self.scale!r}")
-        for setting, possible in (("fan", FANS), ("distribution", DISTRIBUTIONS)):
-            value = getattr(self, setting)
-            if value not in possible:
-                expected = ", ".join(map(repr, possible))
-                raise ValueError(f"{setting} of VarianceScaling must be one of {expected}; got {value!r}")
 
     def draw(self, shape, seed, stream):
         fan_in, fan_out = fans(shape)
@@ -299,9 +301,7 @@ def get(initializer: str | Callable) -> Callable:
         return BY_NAME[initializer]
     if isinstance(initializer, type) and issubclass(initializer, Initializer):
         name = initializer.__name__
-        raise TypeError(
-            f"initializer must be a name or an initializer such as {name}(); got the class {name}"
-        )
+        raise TypeError(f"initializer must be a name or an initializer such as {name}(); got the class {name}")
     if not callable(initializer):
         came = f"{initializer!r} ({type(initializer).__name__})"
         raise TypeError(f"initializer must be a name such as 'he_normal' or an initializer; got {came}")

@@ -249,10 +249,7 @@ class Poisson(Loss):
 
 #: Every loss by its name.
 BY_NAME: Mapping[str, type[Loss]] = MappingProxyType(
-    {
-        loss.name: loss
-        for loss in (MSE, MAE, Huber, LogCosh, BinaryCrossentropy, Crossentropy, NLL, Hinge, Poisson)
-    }
+    {loss.name: loss for loss in (MSE, MAE, Huber, LogCosh, BinaryCrossentropy, Crossentropy, NLL, Hinge, Poisson)}
 )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from nbbp import data, losses, metrics as metric_descriptions, optimizers
-from nbbp.cpu import entry
+from nbbp import data, losses, optimizers
+from nbbp import metrics as metric_descriptions
 from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
 from nbbp.layers import Activation
@@ -18,14 +17,12 @@ from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
-from nbbp.session import Session
+from nbbp.session import FORWARD_BATCH, Session
 from nbbp.training import Training
 
 __all__ = ["Model"]
 
 _DTYPES = ("float32", "float64")
-#: Rows that prediction and evaluation take at a time.
-_FORWARD_BATCH = 256
 
 
 class Model:
@@ -76,8 +73,8 @@ class Model:
             raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
         if device != "cpu":
             raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be an integer from 0 to 2**64 - 1; got {seed!r}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be an integer from 0 to 2**63 - 1; got {seed!r}")
         if isinstance(metrics, (str, Metric)):
             raise TypeError(f"metrics must be a sequence such as ('accuracy',); got {metrics!r}")
         self.network = network
@@ -102,9 +99,7 @@ class Model:
 
     def _build(self, n_in: int) -> None:
         self.network = self.network.build(n_in)
-        self._session = Session(
-            self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
-        )
+        self._session = Session(self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed)
         flat = self._session.parameters
         self._parameters = MappingProxyType({p.name: p.view(flat) for p in self.network.parameters})
 
@@ -201,9 +196,7 @@ class Model:
         n_in = self.network.n_in or data.infer_n_in(X, y)
         network = self.network.build(n_in)
         describe = {"n_in": n_in, "n_out": network.n_out, "loss": self.loss, "dtype": self.dtype}
-        source = data.source(
-            X, y, sample_weight=sample_weight, class_weight=class_weight, epochs=epochs, **describe
-        )
+        source = data.source(X, y, sample_weight=sample_weight, class_weight=class_weight, epochs=epochs, **describe)
         validation = None
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
@@ -247,9 +240,7 @@ class Model:
         chunk = self._one_batch(x, y, sample_weight)
         return self._built.train_batch(chunk)
 
-    def loss_and_gradients(
-        self, x: Any, y: Any, sample_weight: Any = None
-    ) -> tuple[float, Mapping[str, np.ndarray]]:
+    def loss_and_gradients(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[float, Mapping[str, np.ndarray]]:
         """The loss of a batch and its gradient with respect to every parameter; updates nothing.
 
         Parameters
@@ -324,7 +315,7 @@ class Model:
             and X.ndim == 2
             and X.flags.c_contiguous
             and X.shape[1] == self.network.n_in
-            and 0 < X.shape[0] <= _FORWARD_BATCH
+            and 0 < X.shape[0] <= FORWARD_BATCH
         ):
             out = session.predict_quickly(X)
             if out is not None:

@@ -74,14 +74,14 @@ class Sequential:
 
     Parameters
     ----------
-    layers : iterable of Dense
+    layers : iterable of Dense and Activation
         At least one; kept as a tuple.
     n_in : int, optional
         Features per sample. Without it the network has no sizes yet: `build` gives one that has.
 
     Attributes
     ----------
-    layers : tuple of Dense
+    layers : tuple of Dense and Activation
     n_in : int or None
 
     Raises
@@ -100,7 +100,7 @@ class Sequential:
     101770
     """
 
-    layers: tuple[Dense, ...]
+    layers: tuple[Dense | Activation, ...]
     n_in: int | None = None
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ class Sequential:
     @property
     def n_out(self) -> int:
         """Outputs per sample."""
-        return self.layers[-1].n_out
+        return next(layer.n_out for layer in reversed(self.layers) if isinstance(layer, Dense))
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -148,6 +148,8 @@ class Sequential:
         parameters = []
         n_in, offset = self.n_in, 0
         for index, layer in enumerate(self.layers):
+            if isinstance(layer, Activation):
+                continue
             for place, (kind, shape) in enumerate(layer.parameter_shapes(n_in).items()):
                 initializer = getattr(layer, f"{kind}_initializer")
                 stream = index * STREAMS_PER_LAYER + place
@@ -201,17 +203,20 @@ class Sequential:
         """
         dtype = _checked_dtype(dtype)
         rows = [("Layer", "Activation", "Output shape", "Parameters", f"Bytes ({dtype.name})")]
-        total = 0
+        total, n_in = 0, self.n_in
         for index, layer in enumerate(self.layers):
+            if isinstance(layer, Activation):
+                shape = "(batch, ?)" if n_in is None else f"(batch, {n_in})"
+                rows.append((f"{index} Activation", str(layer), shape, "0", "0"))
+                continue
             label = f"{index} {layer.name or type(layer).__name__}"
             counts = ("?", "?")
-            # A layer's own size is known without n_in wherever a layer stands before it.
-            n_in = self.n_in if index == 0 else self.layers[index - 1].n_out
             if n_in is not None:
                 count = sum(map(math.prod, layer.parameter_shapes(n_in).values()))
                 total += count
                 counts = (f"{count:,}", f"{count * dtype.itemsize:,}")
             rows.append((label, str(layer.activation), f"(batch, {layer.n_out})", *counts))
+            n_in = layer.n_out
         totals = ("?", "?") if self.n_in is None else (f"{total:,}", f"{total * dtype.itemsize:,}")
         rows.append(("Total", "", "", *totals))
 
@@ -229,7 +234,7 @@ class Sequential:
         return "\n".join([f"Sequential, n_in = {n_in}", rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def _checked_layers(layers: Any) -> tuple[Dense, ...]:
+def _checked_layers(layers: Any) -> tuple[Dense | Activation, ...]:
     """`layers` as a tuple, or an error that says which element is none and what it should have been."""
     expected = "Sequential takes a list of layers, such as [Dense(16, activation='relu'), Dense(2)]"
     if isinstance(layers, (str, bytes, Mapping)) or not isinstance(layers, Iterable):
@@ -239,17 +244,19 @@ def _checked_layers(layers: Any) -> tuple[Dense, ...]:
         raise ValueError(f"{expected}; got no layers")
     seen: dict[str, int] = {}
     for index, layer in enumerate(layers):
-        if not isinstance(layer, Dense):
+        if not isinstance(layer, (Dense, Activation)):
             hint = ""
-            if isinstance(layer, (str, Activation)):
-                hint = "; an activation belongs to its layer: Dense(n_out, activation=…)"
+            if isinstance(layer, str):
+                hint = f"; did you mean Activation({layer!r}), or Dense(n_out, activation={layer!r})?"
             elif isinstance(layer, type):
                 hint = f"; {layer.__name__} is a class: call it"
             elif isinstance(layer, int) and not isinstance(layer, bool):
                 hint = f"; did you mean Dense({layer})?"
             raise TypeError(f"{expected}; element {index} is {layer!r} ({type(layer).__name__}){hint}")
-        if layer.name is not None and seen.setdefault(layer.name, index) != index:
+        if isinstance(layer, Dense) and layer.name is not None and seen.setdefault(layer.name, index) != index:
             raise ValueError(f"layers {seen[layer.name]} and {index} are both named {layer.name!r}")
+    if not any(isinstance(layer, Dense) for layer in layers):
+        raise ValueError(f"{expected}; got activations only, and no Dense")
     return layers
 
 

@@ -1,7 +1,7 @@
 """The op table: what the columns of a row mean, for the program that writes it and the engines that run it.
 
-A row is ``N_COLUMNS`` int64 numbers. Addresses are filled in by an engine when it binds a program to its buffers; strides
-and sizes count numbers, not bytes. Columns that a kernel does not name it does not read.
+A row is ``N_COLUMNS`` int64 numbers. Addresses are filled in by an engine when it binds a program to its buffers;
+strides and sizes count numbers, not bytes. Columns that a kernel does not name it does not read.
 """
 
 #: Address of the kernel's machine code (CPU) or its index (CUDA).

@@ -20,7 +20,6 @@ COUPLED_L2, L1, DECOUPLED, RULE = 0, 1, 2, 3
 N_COLUMNS = RULE + N_COEFFICIENTS
 
 
-
 @dataclass(frozen=True)
 class Range:
     """The numbers that a setting may take, in words and as a test."""
@@ -35,6 +34,7 @@ POSITIVE_OR_NONE = Range("above 0 and finite, or None", lambda x: 0 < x < math.i
 NOT_NEGATIVE = Range("at least 0 and finite", lambda x: 0 <= x < math.inf)
 NOT_POSITIVE = Range("at most 0 and finite", lambda x: -math.inf < x <= 0)
 FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
+AT_LEAST_ONE = Range("at least 1 and finite", lambda x: 1 <= x < math.inf)
 UP_TO_ONE = Range("in [0, 1]", lambda x: 0 <= x <= 1)
 
 # In a group a learning rate of 0 is of use: it freezes the parameters.
@@ -109,7 +109,7 @@ class Optimizer:
         "betas": (FRACTION, FRACTION),
         "momentum_decay": NOT_NEGATIVE,
         "beta2_decay": NOT_POSITIVE,
-        "d": POSITIVE,
+        "d": AT_LEAST_ONE,
         "eps": POSITIVE,
     }
 
@@ -162,9 +162,7 @@ class Optimizer:
                 possible = ", ".join(_GROUP_RANGES)
                 raise ValueError(f"{owner}: {pattern!r} sets {unknown[0]!r}; a group can set {possible}")
             groups[pattern] = {
-                setting: self._checked_number(
-                    f"groups[{pattern!r}][{setting!r}]", number, _GROUP_RANGES[setting]
-                )
+                setting: self._checked_number(f"groups[{pattern!r}][{setting!r}]", number, _GROUP_RANGES[setting])
                 for setting, number in overrides.items()
             }
         return groups
@@ -213,7 +211,7 @@ class Optimizer:
         Returns
         -------
         ndarray of float64, shape (n_steps, 11)
-            Columns: coupled L2 factor, L1 factor, multiplier of w for decoupled decay (1 without it), then the
+            Columns: coupled L2 factor, L1 factor, multiplier of w for decoupled decay (else 1), then the
             rule's c[0] to c[7] as its docstring lists them, zero where it has fewer.
 
         Raises

@@ -339,7 +339,7 @@ class Adafactor(Optimizer):
     eps : tuple of (float or None) and float
         Least root mean square of the gradient (None: machine epsilon), and of the parameter.
     d : float
-        Largest root mean square of an update before its learning rate.
+        Largest root mean square of an update before its learning rate, at least 1.
     """
 
     learning_rate: float = 0.01

@@ -61,6 +61,8 @@ STYLE = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "figure.facecolor": "white",
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.09,
     "savefig.dpi": 150,
 }
 
@@ -225,6 +227,18 @@ def draw_decision_regions(
     extent = (left, right, bottom, top)
     axes.imshow(image, origin="lower", extent=extent, aspect="equal", interpolation="bilinear")
     axes.scatter(X[:, 0], X[:, 1], s=11, c=palette[y], edgecolors="white", linewidths=0.4)
+    _without_scales(axes)
+
+
+def draw_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
+    """Draw a small grey image (height, width), ink dark on paper, with a short title."""
+    axes.imshow(image, cmap="gray_r", interpolation="nearest")
+    axes.set_title(title, fontsize=8.5, fontweight="normal", loc="center", pad=4)
+    _without_scales(axes)
+
+
+def _without_scales(axes: Axes) -> None:
+    """A thin frame and nothing else."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(False)

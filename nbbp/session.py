@@ -1,6 +1,7 @@
 """Session: the memory of one model and its bound programs; what `Model` and the epoch loop run.
 
-Legend: a chunk (nbbp/sources.py) is arrays and the order of their rows; losses and metrics come back one number per row.
+Legend: a chunk (nbbp/sources.py) is arrays and the order of their rows; losses and metrics come back one number per
+row.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import program as programs
+from nbbp import programs
 from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation, Dense
 from nbbp.losses import Loss
+from nbbp.lowering import coefficients_buffer
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
+from nbbp.program import Program
 from nbbp.sources import Chunk, Source
 
 #: Rows that prediction and evaluation take at a time.
@@ -82,7 +85,7 @@ class Session:
         self.slots = [aligned(n, dtype) for n in programs.slot_lengths(network, optimizer)]
         self.good_parameters: np.ndarray | None = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
-        self._settings = {programs.coefficients_buffer(s): s for s in self._all_settings()}
+        self._settings = {coefficients_buffer(s): s for s in self._all_settings()}
         self._steps_ahead = 0
         self._quick: _QuickStep | None = None
         self._quick_prediction: tuple | None = None
@@ -92,7 +95,7 @@ class Session:
 
     # programs ---------------------------------------------------------------------------------------------
 
-    def _program(self, key: tuple, make: Callable[[], programs.Program]) -> BoundProgram:
+    def _program(self, key: tuple, make: Callable[[], Program]) -> BoundProgram:
         """The bound program of this key, made when first asked for."""
         if key in self._bound:
             self._bound.move_to_end(key)
@@ -107,9 +110,15 @@ class Session:
         return self._bound[key]
 
     def _training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
-        def make() -> programs.Program:
+        def make() -> Program:
             return programs.training_program(
-                self.network, self.loss, self.optimizer, self.metrics if keeps_good else (), batch, labels, keeps_good
+                self.network,
+                self.loss,
+                self.optimizer,
+                self.metrics if keeps_good else (),
+                batch,
+                labels,
+                keeps_good,
             )
 
         return self._program(("train", batch, labels, keeps_good), make)
@@ -225,7 +234,15 @@ class Session:
             shape_y=y.shape,
             dtype_y=y.dtype,
             function=entry.train_on_labels if labels else entry.train_on_values,
-            arguments=(bound.table, bound.tiles, bound.phases, len(x), bound.scratch.ctypes.data, gather, loss),
+            arguments=(
+                bound.table,
+                bound.tiles,
+                bound.phases,
+                len(x),
+                bound.scratch.ctypes.data,
+                gather,
+                loss,
+            ),
             more=(np.empty(len(x)), network.n_out, bound.cells(set(self._settings))),
             scale=1 / len(x) if self.loss.reduction == "mean" else 1.0,
         )
@@ -268,9 +285,7 @@ class Session:
         return report
 
     def _prediction(self, also: Activation | None) -> BoundProgram:
-        return self._program(
-            ("predict", also), lambda: programs.prediction_program(self.network, FORWARD_BATCH, also)
-        )
+        return self._program(("predict", also), lambda: programs.prediction_program(self.network, FORWARD_BATCH, also))
 
     def predict(self, source: Source, also: Activation | None) -> np.ndarray:
         """What the last layer, or `also` behind it, gives for every sample (n, n_out)."""
@@ -286,7 +301,11 @@ class Session:
     def layer_outputs(self, x: np.ndarray) -> dict[int, np.ndarray]:
         """What every dense layer gives for one sample x (1, n_in), by the layer's position."""
         bound = self._prediction(None)
-        for name, array in (("X", x), ("order", None), ("output", np.empty((1, self.network.n_out), self.dtype))):
+        for name, array in (
+            ("X", x),
+            ("order", None),
+            ("output", np.empty((1, self.network.n_out), self.dtype)),
+        ):
             bound.attach(name, array)
         bound.run(1)
         layers = enumerate(self.network.layers)

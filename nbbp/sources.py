@@ -8,15 +8,14 @@ that memory holds one chunk at a time.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from nbbp.targets import check_length, class_labels, class_weights, targets, weights
-from nbbp.validation import as_array, feature_matrix, features
+from nbbp.targets import class_labels, class_weights, target_array, targets, weights
+from nbbp.validation import feature_matrix, features
 
 #: An array whose converted copy would be larger than this (bytes) is converted chunk by chunk instead.
 COPY_LIMIT = 1 << 30
@@ -135,8 +134,7 @@ class MemmapSource:
         features(self._X[:1], n_in, self._dtype, names[0])
         self._y, self._y_is_ready = None, True
         if y is not None:
-            y = as_array(y, names[1])
-            check_length(y, self.n_samples, names[1], names[0])
+            y = target_array(y, loss, n_out, self.n_samples, names[1], names[0])
             in_memory = y.ndim == 1 or not is_mapped(y)
             self._y_is_ready = in_memory and y.size * self._dtype.itemsize <= copy_limit
             ready = targets(y if self._y_is_ready else y[:1], loss, n_out, None, self._dtype, names[1])
@@ -240,13 +238,10 @@ class IterableSource:
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             came = f"of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise TypeError(
-                f"{where} is a {type(batch).__name__} {came}".rstrip()
-                + "; expected (x, y) or (x, y, sample_weight)"
+                f"{where} is a {type(batch).__name__} {came}".rstrip() + "; expected (x, y) or (x, y, sample_weight)"
             )
         X = features(batch[0], self._n_in, self._dtype, f"x of {where}")
-        y = targets(
-            batch[1], self._loss, self._n_out, len(X), self._dtype, f"y of {where}", partner=f"x of {where}"
-        )
+        y = targets(batch[1], self._loss, self._n_out, len(X), self._dtype, f"y of {where}", partner=f"x of {where}")
         weight = weights(
             batch[2] if len(batch) == 3 else None,
             self._class_weight,
@@ -277,18 +272,7 @@ def is_one_shot(batches: Any) -> bool:
 
 def begin_pass(batches: Any, name: str) -> Iterator:
     """Start going through the batches, after calling what makes them."""
-    if not hasattr(batches, "__iter__"):
-        required = [
-            parameter.name
-            for parameter in inspect.signature(batches).parameters.values()
-            if parameter.default is parameter.empty
-            and parameter.kind
-            in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        ]
-        if required:
-            raise TypeError(
-                f"{name} is a function that needs arguments ({', '.join(required)}); expected none"
-            )
+    if callable(batches) and not hasattr(type(batches), "__iter__"):
         batches = batches()
     if not hasattr(batches, "__iter__"):
         raise TypeError(f"{name} returned {type(batches).__name__}; expected an iterable of batches")
@@ -296,4 +280,5 @@ def begin_pass(batches: Any, name: str) -> Iterator:
 
 
 def row_ranges(n: int, step: int) -> Iterator[slice]:
+    """Slices of at most step rows that together cover n."""
     return (slice(start, min(start + step, n)) for start in range(0, n, step))

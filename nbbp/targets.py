@@ -86,19 +86,8 @@ def targets(
     if type(y) is np.ndarray and y.dtype == dtype and y.shape == (n_samples, n_out) and y.flags.carray:
         values = y
     else:
-        array = as_array(y, name)
-        _refuse_text(array, name, n_out if loss.is_classification else None)
-        check_length(array, n_samples, name, partner)
-        if array.ndim == 1 and n_out == 1:
-            array = array.reshape(-1, 1)
-        if array.shape != (len(array), n_out):
-            allowed = "(n,) or (n, 1)" if n_out == 1 else f"(n, {n_out})"
-            hint = "; for class labels use loss='crossentropy'" if array.ndim == 1 else ""
-            raise ValueError(
-                f"{name} has shape {array.shape}; the loss {loss.name!r} on a network with {_outputs(n_out)} "
-                f"takes targets of shape {allowed}{hint}"
-            )
-        values = to_dtype(array, dtype, name, rows, y)
+        array = target_array(y, loss, n_out, n_samples, name, partner)
+        values = to_dtype(array.reshape(-1, n_out), dtype, name, rows, y)
     largest = LARGEST[values.dtype.char]
     if loss.name == "binary_crossentropy":
         bad = first_outside(values, 0.0, 1.0)
@@ -186,15 +175,12 @@ def class_labels(y: np.ndarray | None, loss: Any, n_out: int) -> np.ndarray:
     soft = np.flatnonzero((values != 0) & (values != 1))
     if soft.size:
         raise ValueError(
-            f"class_weight needs targets that are 0 or 1; row {soft[0]} of y is {values[soft[0]]:g}: "
-            "use sample_weight"
+            f"class_weight needs targets that are 0 or 1; row {soft[0]} of y is {values[soft[0]]:g}: use sample_weight"
         )
     return values.astype(np.int64)
 
 
-def class_weights(
-    class_weight: Mapping[int, float] | str, labels: np.ndarray, loss: Any, n_out: int
-) -> np.ndarray:
+def class_weights(class_weight: Mapping[int, float] | str, labels: np.ndarray, loss: Any, n_out: int) -> np.ndarray:
     """Weight of each class, float64 (n_classes,), for a data set with these labels (n,). See `weights`."""
     n_classes = n_out if loss.row_wise else 2
     if isinstance(class_weight, str):
@@ -220,6 +206,28 @@ def class_weights(
     return per_class
 
 
+def target_array(y: Any, loss: Any, n_out: int, n_samples: int | None, name: str, partner: str = "X") -> np.ndarray:
+    """View or gather targets as an array of whatever dtype, of a length and shape that the loss takes."""
+    array = as_array(y, name)
+    if array.size == 0:
+        raise ValueError(f"{name} is empty; expected one row per sample ({name}.shape = {array.shape})")
+    _refuse_text(array, name, n_out if loss.is_classification else None)
+    check_length(array, n_samples, name, partner)
+    one_column = array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)
+    if (one_column and (loss.row_wise or n_out == 1)) or array.shape == (len(array), n_out):
+        return array
+    takes = f"targets of shape (n, {n_out})"
+    if loss.row_wise:
+        takes = f"labels of shape (n,) or probabilities of shape (n, {n_out})"
+    elif n_out == 1:
+        takes = "targets of shape (n,) or (n, 1)"
+    hint = "; for class labels use loss='crossentropy'" if array.ndim == 1 else ""
+    raise ValueError(
+        f"{name} has shape {array.shape}; the loss {loss.name!r} on a network with {_outputs(n_out)} takes "
+        f"{takes}{hint}"
+    )
+
+
 def _class_targets(
     y: Any,
     loss: Any,
@@ -231,16 +239,9 @@ def _class_targets(
     rows: np.ndarray | None,
 ) -> np.ndarray:
     """Targets of crossentropy and nll: labels (n,) or rows of probabilities (n, n_out)."""
-    array = as_array(y, name)
-    _refuse_text(array, name, n_out)
-    check_length(array, n_samples, name, partner)
-    if array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1):
+    array = target_array(y, loss, n_out, n_samples, name, partner)
+    if array.ndim == 1 or array.shape[1] == 1:
         return _labels(array.reshape(-1), loss, n_out, name, rows, y)
-    if array.shape != (len(array), n_out):
-        raise ValueError(
-            f"{name} has shape {array.shape}; {loss.name} on a network with {_outputs(n_out)} takes labels "
-            f"of shape (n,) or probabilities of shape (n, {n_out})"
-        )
     values = to_dtype(array, dtype, name, rows, y)
     bad = first_outside(values, 0.0, 1.0 + _SUM_TOLERANCE)
     if bad >= 0:
@@ -255,9 +256,7 @@ def _class_targets(
     return values
 
 
-def _labels(
-    array: np.ndarray, loss: Any, n_out: int, name: str, rows: np.ndarray | None, original: Any
-) -> np.ndarray:
+def _labels(array: np.ndarray, loss: Any, n_out: int, name: str, rows: np.ndarray | None, original: Any) -> np.ndarray:
     """Check labels (n,) of any real dtype against 0 … n_out - 1 before anything is rounded or wrapped."""
     if array.dtype.kind not in "biu":
         array = to_dtype(array, np.float64, name, rows, original)
@@ -271,13 +270,15 @@ def _labels(
     bad = np.flatnonzero((array < 0) | (array >= n_out))
     if bad.size:
         row = bad[0] if rows is None else rows[bad[0]]
+        label = array[bad[0]]
+        shown = f"{label:g}" if array.dtype.kind == "f" else str(label)
         hint = ""
         if n_out == 1:
             hint = "; for two classes use loss='binary_crossentropy' or two outputs"
         elif array.min() == 1 and array.max() == n_out:
             hint = f"; labels count from 0: pass {name} - 1"
         raise ValueError(
-            f"row {row} of {name} has the label {array[bad[0]]:g}; a network with {_outputs(n_out)} takes "
+            f"row {row} of {name} has the label {shown}; a network with {_outputs(n_out)} takes "
             f"labels 0 to {n_out - 1}{hint}"
         )
     labels = np.require(array, np.int64, ("C", "A"))
@@ -296,9 +297,7 @@ def _signs(values: np.ndarray, name: str, rows: np.ndarray | None, original: Any
 
 
 def check_length(array: np.ndarray, n_samples: int | None, name: str, partner: str) -> None:
-    """Refuse an empty array, and one whose length is not n_samples (None: any)."""
-    if array.size == 0:
-        raise ValueError(f"{name} is empty; expected one row per sample ({name}.shape = {array.shape})")
+    """Refuse an array whose length is not n_samples (None: any)."""
     if n_samples is not None and len(array) != n_samples:
         raise ValueError(
             f"{partner} has {n_samples} samples, {name} has {len(array)}; expected as many "

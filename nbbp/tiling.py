@@ -26,10 +26,14 @@ _WIDE_WEIGHTS = 1 << 16
 _PARTIAL_BATCH = 1024
 #: Floating-point operations of a tile that make taking it cheap (some 4 µs).
 _TILE_WORK = 1e6
+#: The same for a block of rows through all layers, which packs its weights once.
+_ROWS_WORK = 3e6
 _MAX_PARTIALS = 16
 
 #: Rows of a tile in prediction and evaluation.
 FORWARD_ROWS = 64
+#: Rows that a loss takes at a time (as in cpu/crossentropy.py).
+LOSS_ROWS = 64
 #: Numbers of a tile of an update.
 PARAMETERS = 1 << 13
 #: Columns of a tile of a wide product: the widest panel of cpu/tile.py, or a multiple.
@@ -59,7 +63,7 @@ def packed_panel(k: int) -> int:
 def rows_per_tile(shapes: Sequence[tuple[int, int]], batch: int) -> int:
     """Rows of a tile of ROWS: whole cache lines of rows, worth some microseconds."""
     per_row = 4 * sum(n_in * n_out for n_in, n_out in shapes)
-    rows = max(int(_TILE_WORK / per_row), -(-batch // _MAX_PARTIALS))
+    rows = max(int(_ROWS_WORK / per_row), -(-batch // _MAX_PARTIALS))
     return -(-rows // 16) * 16
 
 
@@ -88,8 +92,7 @@ def column_tiles(first_op: int, last_op: int, batch: int, n_columns: int, column
     n_tiles = -(-n_columns // columns)
     columns = -(-n_columns // n_tiles)
     return [
-        (first_op, last_op, 0, batch, start, min(start + columns, n_columns))
-        for start in range(0, n_columns, columns)
+        (first_op, last_op, 0, batch, start, min(start + columns, n_columns)) for start in range(0, n_columns, columns)
     ]
 
 
@@ -101,7 +104,14 @@ def product_tiles(first_op: int, last_op: int, batch: int, n_in: int, n_out: int
     n_row_tiles = max(1, min(wanted // n_column_tiles, -(-batch // 256)))
     rows = -(-batch // n_row_tiles // 16) * 16
     return [
-        (first_op, last_op, r, min(r + rows, batch), c, min(c + columns, n_out) if c + columns < n_out else ALL)
+        (
+            first_op,
+            last_op,
+            r,
+            min(r + rows, batch),
+            c,
+            min(c + columns, n_out) if c + columns < n_out else ALL,
+        )
         for r in range(0, batch, rows)
         for c in range(0, n_out, columns)
     ]

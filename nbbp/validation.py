@@ -136,7 +136,7 @@ def as_array(data: Any, name: str) -> np.ndarray:
 
     Raises TypeError for what is no array of numbers, ValueError for ragged lists and masked entries.
     """
-    if type(data) is np.ndarray:
+    if type(data) is np.ndarray and data.ndim > 0:
         return data
     if data is None or isinstance(data, (str, bytes, Mapping, set, frozenset)):
         raise TypeError(f"{name} is {_kind(data)}; expected an array of numbers")
@@ -167,11 +167,7 @@ def feature_matrix(array: np.ndarray, n_in: int | None, name: str) -> np.ndarray
         raise ValueError(f"{name} is empty; expected at least one sample ({name}.shape = {array.shape})")
     if array.ndim == 1 and n_in == 1:
         return array.reshape(-1, 1)
-    takes = (
-        "a network takes a matrix (n, n_in)"
-        if n_in is None
-        else f"this network takes {n_in} features per sample"
-    )
+    takes = "a network takes a matrix (n, n_in)" if n_in is None else f"this network takes {n_in} features per sample"
     if array.ndim == 1:
         hint = ""
         if n_in is None:

@@ -95,9 +95,7 @@ def training_data(case: Case, n_steps: int | None = None, seed: int = 0) -> tupl
     return x, np.argmax((x - np.float32(0.5)) @ teacher, axis=1).astype(np.int64)
 
 
-def reference_losses(
-    case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, n: int
-) -> list[float]:
+def reference_losses(case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, n: int) -> list[float]:
     """Losses of the first `n` optimizer steps, each before its update, in float64 NumPy.
 
     Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.

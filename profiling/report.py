@@ -76,9 +76,7 @@ def goals(results: Results) -> list[str]:
         fastest = min(others, key=others.get)
         ratio = others[fastest] / row["nbbp"]["minimum"]
         verdict = "reached" if ratio >= case.goal else "missed"
-        lines.append(
-            f"{case.name}: {ratio:.2f} times as fast as {fastest}; wanted {case.goal:.2f}: {verdict}"
-        )
+        lines.append(f"{case.name}: {ratio:.2f} times as fast as {fastest}; wanted {case.goal:.2f}: {verdict}")
     return lines
 
 
@@ -91,12 +89,8 @@ def two_threads(results: Results) -> list[str]:
             continue
         ours = row["nbbp"]["minimum"]
         others = [row[peer]["minimum"] for peer in ("pytorch", "jax-jit", "jax-scan") if peer in row]
-        ahead = (
-            f", {min(others) / ours:.2f} times as fast as the fastest of PyTorch and JAX" if others else ""
-        )
-        lines.append(
-            f"{name}: two threads {single['nbbp']['minimum'] / ours:.2f} times as fast as one{ahead}"
-        )
+        ahead = f", {min(others) / ours:.2f} times as fast as the fastest of PyTorch and JAX" if others else ""
+        lines.append(f"{name}: two threads {single['nbbp']['minimum'] / ours:.2f} times as fast as one{ahead}")
     return lines
 
 
@@ -107,8 +101,7 @@ def calls(results: Results) -> list[str]:
     if ours:
         whole, step = ours["step_from_python"], ours["run"]
         lines.append(
-            f"train_step from Python, {CASES[0].name}: {whole:.2f} µs, "
-            f"{whole - step:.2f} µs over the step in fit"
+            f"train_step from Python, {CASES[0].name}: {whole:.2f} µs, {whole - step:.2f} µs over the step in fit"
         )
     for peer, timed in results.get("calls", {}).items():
         lines.append(f"predict of one sample from Python, {peer}: {timed['predict_one']:.2f} µs")
@@ -122,6 +115,17 @@ def calls(results: Results) -> list[str]:
         ratio = digits["scikit-learn"]["median"] / digits["nbbp"]["median"]
         lines.append(f"fit on the digits: nbbp is {ratio:.1f} times as fast as scikit-learn")
     return lines
+
+
+def busy_cores(results: Results) -> list[str]:
+    """A warning where several threads multiplied matrices no faster than one: others had the cores."""
+    single = results["threads"].get("1")
+    return [
+        f"{_threads(n)}: the cores were not free, so these figures say little (sgemm reached "
+        f"{max(measured['sgemm'].values()) / max(single['sgemm'].values()):.2f} times the rate of one thread)"
+        for n, measured in results["threads"].items()
+        if single and n != "1" and max(measured["sgemm"].values()) < 1.4 * max(single["sgemm"].values())
+    ]
 
 
 def conditions(results: Results) -> str:
@@ -143,8 +147,7 @@ def conditions(results: Results) -> str:
 def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in (headings, *rows)) for i in range(len(headings))]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in (headings, *rows)
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (headings, *rows)
     ]
 
 
@@ -154,7 +157,13 @@ def text(results: Results) -> str:
     for n_threads in results["threads"]:
         lines += [f"µs per step, {_threads(n_threads)}; in brackets, times nbbp's", ""]
         lines += [*_aligned(*_cells(results, n_threads)), ""]
-    for block in (goals(results), two_threads(results), calls(results), [conditions(results)]):
+    for block in (
+        goals(results),
+        two_threads(results),
+        calls(results),
+        busy_cores(results),
+        [conditions(results)],
+    ):
         lines += [*block, ""] if block else []
     return "\n".join(lines)
 
@@ -168,7 +177,8 @@ def markdown(results: Results) -> str:
         lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines += [""]
-    lines += [f"- {line}" for line in (*goals(results), *two_threads(results), *calls(results))]
+    remarks = (*goals(results), *two_threads(results), *calls(results), *busy_cores(results))
+    lines += [f"- {line}" for line in remarks]
     return "\n".join([*lines, "", conditions(results), ""])
 
 
@@ -194,13 +204,9 @@ def draw(results: Results, file: Path) -> bool:
         for i, name in enumerate(measured["rows"]):
             left = i - width / 2
             label = "arithmetic floor" if i == 0 else None
-            axes.hlines(
-                floor(name, measured["sgemm"]), left, left + 0.8, "black", linestyles="dashed", label=label
-            )
+            axes.hlines(floor(name, measured["sgemm"]), left, left + 0.8, "black", linestyles="dashed", label=label)
         middle = 0.4 - width / 2
-        axes.set_xticks(
-            [i + middle for i in range(len(measured["rows"]))], list(measured["rows"]), fontsize=8
-        )
+        axes.set_xticks([i + middle for i in range(len(measured["rows"]))], list(measured["rows"]), fontsize=8)
         axes.set(yscale="log", ylabel="µs per step", title=_threads(n_threads))
         axes.legend(fontsize=8)
     figure.savefig(file, dpi=110)

@@ -116,9 +116,7 @@ def time_case(
     }
 
 
-def time_calls(
-    workers: dict[str, Worker], folder: Path, n_calls: int, repeats: int
-) -> dict[str, dict[str, float]]:
+def time_calls(workers: dict[str, Worker], folder: Path, n_calls: int, repeats: int) -> dict[str, dict[str, float]]:
     """µs of calls from Python on the smallest network: ``predict_one``, and nbbp's ``step_from_python``."""
     case = CASES[0]
     parameters = initial_parameters(case)
@@ -154,9 +152,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
                     print(f"threads {n_threads}: {case.name}", file=sys.stderr, flush=True)
                     table[case.name] = time_case(case, workers, folder, repeats, seconds)
                 if n_threads == 1 and not arguments.rows_only:
-                    results["calls"] = time_calls(
-                        workers, folder, 2_000 if arguments.quick else 20_000, repeats
-                    )
+                    results["calls"] = time_calls(workers, folder, 2_000 if arguments.quick else 20_000, repeats)
                     if "scikit-learn" in workers:
                         results["digits"] = compare_digits(workers, folder, 2 if arguments.quick else 5)
             if not arguments.quick:
@@ -180,12 +176,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="; ".join(f"{i}: {case.name}" for i, case in enumerate(CASES, 1)),
     )
-    parser.add_argument(
-        "--rows-only", action="store_true", help="neither calls from Python nor the fit on the digits"
-    )
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)"
-    )
+    parser.add_argument("--rows-only", action="store_true", help="neither calls from Python nor the fit on the digits")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="default: all")
     parser.add_argument(
         "--output",

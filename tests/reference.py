@@ -73,9 +73,7 @@ DERIVATIVES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
         + 0.5 * z * sech_squared(gelu_tanh_inner(z)) * np.sqrt(2.0 / np.pi) * (1.0 + 3.0 * 0.044715 * z**2)
     ),
     "silu": lambda z, _: special.expit(z) * (1.0 + z * special.expit(-z)),
-    "mish": lambda z, _: (
-        np.tanh(np.logaddexp(0.0, z)) + z * sech_squared(np.logaddexp(0.0, z)) * special.expit(z)
-    ),
+    "mish": lambda z, _: np.tanh(np.logaddexp(0.0, z)) + z * sech_squared(np.logaddexp(0.0, z)) * special.expit(z),
 }
 
 
@@ -105,9 +103,7 @@ def activation_jacobian(name: str, z: np.ndarray, parameter: float | None = None
     return np.diag(activation_derivative(name, z, parameter))
 
 
-def activation_backward(
-    name: str, z: np.ndarray, d_a: np.ndarray, parameter: float | None = None
-) -> np.ndarray:
+def activation_backward(name: str, z: np.ndarray, d_a: np.ndarray, parameter: float | None = None) -> np.ndarray:
     """d_z from d_a: each row of d_a times the Jacobian of its row of z, both (batch, n_out)."""
     z = np.asarray(z, np.float64)
     if name == "softmax":
@@ -204,9 +200,7 @@ def target_rows(loss_name: str, y: np.ndarray, shape: tuple[int, int]) -> np.nda
 # --- the network --------------------------------------------------------------------------------------------
 
 
-def forward(
-    net: Any, parameters: Mapping[str, np.ndarray], x: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def forward(net: Any, parameters: Mapping[str, np.ndarray], x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """(z, a) of every layer: z = x @ weight + bias, a = f(z), x the output of the layer before."""
     passed = []
     x = np.asarray(x, np.float64)
@@ -245,9 +239,7 @@ def backward(
         if before_last_activation and index == len(net.layers) - 1:
             d_z = d_a
         else:
-            d_z = activation_backward(
-                layer.activation.name, passed[index][0], d_a, layer.activation.parameter
-            )
+            d_z = activation_backward(layer.activation.name, passed[index][0], d_a, layer.activation.parameter)
         if layer.use_bias:
             gradients[f"{index}.bias"] = d_z.sum(axis=0)
         gradients[f"{index}.weight"] = inputs[index].T @ d_z
@@ -305,9 +297,7 @@ def _loss_at_the_end(net, parameters, x, y, loss, sample_weight) -> tuple[float,
 # --- metrics ------------------------------------------------------------------------------------------------
 
 
-def metric_rows(
-    name: str, outputs: np.ndarray, y: np.ndarray, *, k: int = 5, threshold: float = 0.5
-) -> np.ndarray:
+def metric_rows(name: str, outputs: np.ndarray, y: np.ndarray, *, k: int = 5, threshold: float = 0.5) -> np.ndarray:
     """A metric's quantity of each sample, (batch,), of which `metric` takes the mean (rmse: squared error).
 
     `threshold` is in the unit of the outputs: 0 where they are logits or margins.

@@ -95,9 +95,7 @@ def radam(optimizer, learning_rate, w, g, state, t):
     length = longest - 2.0 * t * beta2**t / (1.0 - beta2**t)
     if length <= 5.0:
         return w - learning_rate * corrected_mean
-    rectification = np.sqrt(
-        (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
-    )
+    rectification = np.sqrt((length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length))
     # eps joins the root before the bias correction.
     adaptive = np.sqrt(1.0 - beta2**t) / (np.sqrt(square) + optimizer.eps)
     return w - learning_rate * corrected_mean * rectification * adaptive

@@ -11,9 +11,12 @@ from nbbp import datasets
 
 def test_digits_have_their_shape_and_range():
     X, y = datasets.load_digits()
-    assert X.shape == (1797, 64) and X.dtype == np.float32
-    assert y.shape == (1797,) and y.dtype == np.int64
-    assert X.min() == 0.0 and X.max() == 1.0
+    assert X.shape == (1797, 64)
+    assert X.dtype == np.float32
+    assert y.shape == (1797,)
+    assert y.dtype == np.int64
+    assert X.min() == 0.0
+    assert X.max() == 1.0
     assert np.bincount(y).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
@@ -44,8 +47,10 @@ def test_digits_name_their_source_and_license():
 
 def test_spiral_is_balanced_shuffled_and_repeatable():
     X, y = datasets.make_spiral(n_per_class=50, n_classes=4, noise=0.1, seed=3)
-    assert X.shape == (200, 2) and X.dtype == np.float32
-    assert y.dtype == np.int64 and np.bincount(y).tolist() == [50] * 4
+    assert X.shape == (200, 2)
+    assert X.dtype == np.float32
+    assert y.dtype == np.int64
+    assert np.bincount(y).tolist() == [50] * 4
     assert set(y[-40:]) == {0, 1, 2, 3}
     again, _ = datasets.make_spiral(n_per_class=50, n_classes=4, noise=0.1, seed=3)
     other, _ = datasets.make_spiral(n_per_class=50, n_classes=4, noise=0.1, seed=4)

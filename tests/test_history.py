@@ -21,7 +21,8 @@ def test_it_maps_names_to_one_float_per_epoch():
     assert history["loss"] == [2.0, 1.0]
     assert list(history) == ["loss", "val_loss", "accuracy"]
     assert len(history) == 3
-    assert "val_loss" in history and "lr" not in history
+    assert "val_loss" in history
+    assert "lr" not in history
     assert dict(history)["val_loss"] == [2.5, 1.5]
     assert all(type(value) is float for series in history.values() for value in series)
 
@@ -33,7 +34,7 @@ def test_a_value_missing_in_an_epoch_is_nan():
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(KeyError, match="'acc'.*'loss', 'val_loss', 'accuracy'"):
+    with pytest.raises(KeyError, match=r"'acc'.*'loss', 'val_loss', 'accuracy'"):
         two_epochs()["acc"]
 
 

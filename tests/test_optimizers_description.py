@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 
 from nbbp import optimizers
 from nbbp.optimizer_base import COUPLED_L2, DECOUPLED, L1, N_COLUMNS, RULE
-from nbbp.optimizers import BY_NAME, SGD, Adafactor, Adam, AdamW, Lion, NAdam, Optimizer, RAdam, RMSprop, Settings
+from nbbp.optimizers import (
+    BY_NAME,
+    SGD,
+    Adafactor,
+    Adam,
+    AdamW,
+    Lion,
+    NAdam,
+    Optimizer,
+    RAdam,
+    RMSprop,
+    Settings,
+)
 from nbbp.scalars.updates import N_COEFFICIENTS, UPDATES
 
 OF_TORCH = {
@@ -55,7 +67,8 @@ def test_defaults_are_those_of_torch(name):
     n_compared = 0
     for setting in dataclasses.fields(optimizer):
         other = NAME_IN_TORCH.get(setting.name, setting.name)
-        if other in theirs:
+        # PyTorch's SGD now takes 1e-3; Keras, and PyTorch's own examples, 0.01.
+        if other in theirs and (name, other) != ("sgd", "lr"):
             assert getattr(optimizer, setting.name) == pytest.approx(theirs[other].default), setting.name
             n_compared += 1
     assert n_compared >= 2
@@ -156,7 +169,11 @@ def test_descriptions_are_values():
     assert type(second.learning_rate) is float
     assert Adam(betas=[0.5, 0.6]) == Adam(betas=(0.5, 0.6))
     assert hash(first.settings("0.weight")) == hash(second.settings("0.weight"))
-    for other in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first), eval(repr(first), vars(optimizers))):
+    for other in (
+        pickle.loads(pickle.dumps(first)),
+        copy.deepcopy(first),
+        eval(repr(first), vars(optimizers)),
+    ):
         assert other == first
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.learning_rate = 1.0
@@ -212,7 +229,7 @@ def test_adafactor_coefficients_do_what_torch_does(shape, eps1):
     random = np.random.default_rng(0)
     w = random.normal(size=shape)
     parameter = torch.nn.Parameter(torch.from_numpy(w.copy()))
-    settings = {"beta2_decay": -0.7, "eps": (eps1, 1e-2), "d": 0.9, "weight_decay": 0.1}
+    settings = {"beta2_decay": -0.7, "eps": (eps1, 1e-2), "d": 1.1, "weight_decay": 0.1}
     theirs = torch.optim.Adafactor([parameter], lr=0.05, **settings)
     ours = Adafactor(0.05, decay_bias=True, **settings)
     rows, columns = np.zeros(shape[0]), np.zeros(shape[-1])
@@ -221,7 +238,6 @@ def test_adafactor_coefficients_do_what_torch_does(shape, eps1):
         parameter.grad = torch.from_numpy(g)
         theirs.step()
         w = adafactor_step(w, g, rows, columns, line, np.finfo(np.float64).eps)
-    # PyTorch keeps the step as float32, and so its power.
     np.testing.assert_allclose(w, parameter.detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
@@ -248,11 +264,24 @@ REFUSED = [
     (lambda: RMSprop(alpha=1.0), ValueError, "alpha of RMSprop"),
     (lambda: NAdam(momentum_decay=-1.0), ValueError, "momentum_decay of NAdam"),
     (lambda: Lion(betas=(0.9, 2.0)), ValueError, r"betas\[1\] of Lion"),
-    (lambda: Adafactor(eps=(0.0, 1e-3)), ValueError, r"eps\[0\] of Adafactor must be above 0 and finite, or None"),
+    (
+        lambda: Adafactor(eps=(0.0, 1e-3)),
+        ValueError,
+        r"eps\[0\] of Adafactor must be above 0 and finite, or None",
+    ),
     (lambda: Adafactor(eps=(None, None)), TypeError, r"eps\[1\] of Adafactor must be a number"),
+    (lambda: Adafactor(d=0.5), ValueError, "d of Adafactor must be at least 1"),
     (lambda: Adafactor(beta2_decay=0.8), ValueError, "beta2_decay of Adafactor must be at most 0"),
-    (lambda: Adam(groups={"*": {"lr": 1.0}}), ValueError, "'lr'; a group can set learning_rate, weight_decay, l1"),
-    (lambda: Adam(groups={"*": {"l1": -1.0}}), ValueError, r"groups\['\*'\]\['l1'\] of Adam must be at least 0"),
+    (
+        lambda: Adam(groups={"*": {"lr": 1.0}}),
+        ValueError,
+        "'lr'; a group can set learning_rate, weight_decay, l1",
+    ),
+    (
+        lambda: Adam(groups={"*": {"l1": -1.0}}),
+        ValueError,
+        r"groups\['\*'\]\['l1'\] of Adam must be at least 0",
+    ),
     (lambda: Adam(groups={"*": 1.0}), TypeError, "groups of Adam must be a mapping"),
     (lambda: Adam(groups=[("*", {})]), TypeError, "groups of Adam must be a mapping"),
     (lambda: Optimizer(), TypeError, "Optimizer is only what optimizers share"),

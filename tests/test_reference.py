@@ -92,9 +92,7 @@ def predictions_and_targets(name, kind):
     if name in reference.ROW_WISE_LOSSES:
         labels = np.array([0, 3, 1, 1, 2, 0])
         soft = rng.dirichlet(np.ones(4), 6)
-        return p, {"integer": labels, "column": labels[:, None], "one-hot": np.eye(4)[labels], "soft": soft}[
-            kind
-        ]
+        return p, {"integer": labels, "column": labels[:, None], "one-hot": np.eye(4)[labels], "soft": soft}[kind]
     if name == "binary_crossentropy":
         return p, rng.uniform(0.0, 1.0, p.shape) if kind == "soft" else rng.integers(0, 2, p.shape)
     if name == "hinge":
@@ -258,9 +256,7 @@ def test_network_agrees_with_torch(last, loss):
         z = output @ tensors[f"{index}.weight"] + tensors[f"{index}.bias"]
         output = torch_activation(torch, layer.activation.name, layer.activation.parameter)(z)
     assert_close(reference.predict(net, parameters, x), output.detach().numpy())
-    terms = torch_loss(
-        torch, loss, z if loss.fuses(net.layers[-1].activation) and loss.name != "nll" else output, y
-    )
+    terms = torch_loss(torch, loss, z if loss.fuses(net.layers[-1].activation) and loss.name != "nll" else output, y)
     expected = terms.mean() if loss.reduction == "mean" else terms.sum()
     expected.backward()
     value, gradients = reference.loss_and_gradients(net, parameters, x, y, loss)

@@ -1,7 +1,8 @@
 """Elementwise activations over a tile of the batch, forward and backward.
 
-Legend: batch rows, N_OUT units; rows are padded to whole registers, so that loops run over registers without a tail. The
-number behind the last unit is kept: it may be the one that stands for the bias.
+Legend: batch rows, N_OUT units. A tile of whole rows is one stretch of memory, its padding included, so that there is
+one long loop; what the padding holds is never read, but for the number behind the last unit, which may be the 1 that
+stands for the bias and is put back.
 """
 
 from nbbp import ops
@@ -15,27 +16,29 @@ ELEMENTWISE = tuple(formula.code for formula in ACTIVATIONS.values() if not form
 
 @kernel("activation_forward", ELEMENTWISE, fastmath=FASTMATH)
 def activation_forward(zero, variant):
-    """Y = f(X); X, Y (batch, N_OUT), which are the same or do not overlap. Writes Y."""
-    lanes = simd.LANES[zero.dtype]
+    """Y = f(X); X, Y (batch, N_OUT), which are the same or do not overlap. Writes Y and its padding."""
 
     def activation_forward(op, step, row_start, row_stop, column_start, column_stop, scratch):
         alpha = simd.pointer(op[ops.SETTINGS], zero)[0]
-        width = op[ops.N_OUT]
+        width, stride = op[ops.N_OUT], op[ops.Y_STRIDE]
         in_place = op[ops.X] == op[ops.Y]
-        for r in range(row_start, row_stop):
-            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
-            y = simd.advance(simd.pointer(op[ops.Y], zero), r * op[ops.Y_STRIDE])
-            behind = y[width]
-            for block in range(column_start, min(column_stop, width), lanes):
-                # two loops: were x and y two names for one place, LLVM would take its path for overlapping arrays
-                if in_place:
-                    for j in range(block, block + lanes):
-                        y[j] = activation_value(variant, y[j], alpha)
-                else:
-                    for j in range(block, block + lanes):
-                        y[j] = activation_value(variant, x[j], alpha)
-            if column_stop >= width:
-                y[width] = behind
+        behind = simd.pointer(op[ops.Y], zero)[row_start * stride + width]
+        n_rows, n = row_stop - row_start, min(column_stop, width) - column_start
+        if column_stop >= width and column_start == 0 and op[ops.X_STRIDE] == stride:
+            n_rows, n = 1, n_rows * stride
+        for r in range(row_start, row_start + n_rows):
+            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE] + column_start)
+            y = simd.advance(simd.pointer(op[ops.Y], zero), r * stride + column_start)
+            # two loops: were x and y two names for one place, LLVM would take its path for overlapping arrays
+            if in_place:
+                for j in range(n):
+                    y[j] = activation_value(variant, y[j], alpha)
+            else:
+                for j in range(n):
+                    y[j] = activation_value(variant, x[j], alpha)
+        if column_stop >= width:
+            for r in range(row_start, row_stop):
+                simd.pointer(op[ops.Y], zero)[r * stride + width] = behind
 
     return activation_forward
 
@@ -44,17 +47,19 @@ def activation_forward(zero, variant):
 def activation_backward(zero, variant):
     """Y *= f'(X); Y the output gradient, X what f' is written in (f's input or its output), both (batch, N_OUT).
 
-    Writes Y, which must not overlap X.
+    Writes Y and its padding, which must not overlap X.
     """
-    lanes = simd.LANES[zero.dtype]
 
     def activation_backward(op, step, row_start, row_stop, column_start, column_stop, scratch):
         alpha = simd.pointer(op[ops.SETTINGS], zero)[0]
-        for r in range(row_start, row_stop):
-            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
-            y = simd.advance(simd.pointer(op[ops.Y], zero), r * op[ops.Y_STRIDE])
-            for block in range(column_start, min(column_stop, op[ops.N_OUT]), lanes):
-                for j in range(block, block + lanes):
-                    y[j] *= activation_derivative(variant, x[j], alpha)
+        width, stride = op[ops.N_OUT], op[ops.Y_STRIDE]
+        n_rows, n = row_stop - row_start, min(column_stop, width) - column_start
+        if column_stop >= width and column_start == 0 and op[ops.X_STRIDE] == stride:
+            n_rows, n = 1, n_rows * stride
+        for r in range(row_start, row_start + n_rows):
+            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE] + column_start)
+            y = simd.advance(simd.pointer(op[ops.Y], zero), r * stride + column_start)
+            for j in range(n):
+                y[j] *= activation_derivative(variant, x[j], alpha)
 
     return activation_backward

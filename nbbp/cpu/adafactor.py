@@ -1,12 +1,14 @@
 """Adafactor (Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, algorithm 4).
 
-Legend: one parameter W of rows × columns, N_IN × N_OUT. The second moment of a matrix is kept as the means of its rows and
-of its columns (SLOT_0 holds rows, then columns); that of a vector (IS_MATRIX 0, N_IN = 1) in full. Semantics as torch.optim.Adafactor.
-Coefficients behind the three of decay: 1 - beta2_t, relative step rho_t, eps1, eps2, clipping threshold d.
+Legend: one parameter W of rows × columns, N_IN × N_OUT. The second moment of a matrix is kept as the means of its rows
+and of its columns (SLOT_0 holds rows, then columns); that of a vector (IS_MATRIX 0, N_IN = 1) in full. Semantics as
+torch.optim.Adafactor. Coefficients behind the three of decay: 1 - beta2_t, relative step rho_t, eps1, eps2, clipping
+threshold d; eps1 = 0 stands for the precision of the dtype.
 """
 
 import math
 
+import numpy as np
 from numba import float64
 
 from nbbp import ops
@@ -30,6 +32,7 @@ def _blend(kept, share, start, count, g, stride_in, stride_out, n):
 @kernel("adafactor", fastmath=FASTMATH)
 def adafactor(zero, variant):
     """One step of W (N_IN, N_OUT) with the gradient X; writes W, SLOT_0 and X (which ends as the clipped update)."""
+    precision = float(np.finfo(zero.dtype).eps)
 
     def adafactor(op, step, row_start, row_stop, column_start, column_stop, scratch):
         n_rows, n_columns = op[ops.N_IN], op[ops.N_OUT]
@@ -40,7 +43,9 @@ def adafactor(zero, variant):
         line = simd.advance(simd.pointer(op[ops.COEFFICIENTS], float64(0)), step * ops.N_COEFFICIENTS)
         number = type(zero)
         l2, l1 = number(line[0]), number(line[1])
-        share, eps_squared, eps_scale, threshold = number(line[3]), line[5], line[6], line[7]
+        share, eps_gradient, eps_scale, threshold = number(line[3]), line[5], line[6], line[7]
+        if eps_gradient == 0:
+            eps_gradient = precision
         if l2 != 0 or l1 != 0:
             for i in range(n):
                 g[i] = penalized(w[i], g[i], l2, l1)
@@ -54,7 +59,7 @@ def adafactor(zero, variant):
             mean = float64(0)
             for i in range(n_rows):
                 mean += float64(kept[i])
-            mean = max(mean / n_rows, eps_squared)
+            mean = max(mean / n_rows, eps_gradient)
         else:
             for i in range(n):
                 kept[i] += share * (g[i] * g[i] - kept[i])
@@ -64,7 +69,7 @@ def adafactor(zero, variant):
             for j in range(n_columns):
                 moment = float64(kept[i]) * kept[n_rows + j] / mean if is_matrix else float64(kept[j])
                 at = i * n_columns + j
-                g[at] *= number(1 / math.sqrt(max(moment, eps_squared * eps_squared)))
+                g[at] *= number(1 / math.sqrt(max(moment, eps_gradient * eps_gradient)))
                 squares += float64(g[at]) * float64(g[at])
         factor = number(step_size / max(1.0, math.sqrt(squares / n) / threshold))
         kept_share = number(line[2])

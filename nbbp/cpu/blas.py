@@ -37,7 +37,18 @@ def gemm(typing_context, c, c_stride, a, a_stride, a_transposed, b, b_stride, b_
             return slot(builder.trunc(value, simd.INT32))
 
         one = slot(ir.Constant(element, 1.0))
-        arguments = [flag(transpose_b), flag(transpose_a), size(n), size(m), size(k), one, b, size(ldb), a, size(lda)]
+        arguments = [
+            flag(transpose_b),
+            flag(transpose_a),
+            size(n),
+            size(m),
+            size(k),
+            one,
+            b,
+            size(ldb),
+            a,
+            size(lda),
+        ]
         arguments += [slot(beta), c, size(ldc)]
         simd.call_llvm(builder, f"nbbp_{_NAMES[scalar]}", ir.VoidType(), arguments)
         return context.get_dummy_value()

@@ -16,67 +16,85 @@ from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
 from nbbp.scalars.functions import exp, log
 
+#: Rows that go through the passes of `crossentropy` together.
+_BLOCK = 64
+
 
 @kernel("crossentropy", fastmath=FASTMATH)
 def crossentropy(zero, variant):
-    """ROW_VALUES[r], and Y = d loss / d X unless Y is 0; X, Y (batch, N_OUT) logits and gradient. Cut by rows.
+    """ROW_VALUES[r], and Y = d loss / d X; X, Y (batch, N_OUT) logits and gradient. Cut by rows.
 
-    Writes Y (up to its padding) or, where that is 0, scratch.
+    In passes over some rows, so that exponentials and logarithms fill whole registers also where classes are few.
+    Writes Y with its padding, and 2 · 64 numbers of scratch.
     """
-    lanes = simd.LANES[zero.dtype]
 
     def crossentropy(op, step, row_start, row_stop, column_start, column_stop, scratch):
         settings = simd.pointer(op[ops.SETTINGS], zero)
         smoothing, scale, is_mean = settings[0], settings[1], settings[2] != 0
-        values = simd.pointer(op[ops.ROW_VALUES], float64(0))
-        order = simd.pointer(op[ops.ORDER], int64(0))
-        n, first = op[ops.N_OUT], step * op[ops.BATCH]
-        batch = min(op[ops.BATCH], op[ops.N_SAMPLES] - first)
+        values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), step * op[ops.BATCH])
+        order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), step * op[ops.BATCH])
+        n, stride = op[ops.N_OUT], op[ops.Y_STRIDE]
+        batch = min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
         one = zero + 1
-        for r in range(row_start, row_stop):
-            source = order[first + r] if op[ops.ORDER] != 0 else first + r
-            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
-            y = simd.pointer(scratch, zero)
-            if op[ops.Y] != 0:
-                y = simd.advance(simd.pointer(op[ops.Y], zero), r * op[ops.Y_STRIDE])
-            weight = one
-            if op[ops.SAMPLE_WEIGHT] != 0:
-                weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
-            largest = simd.row_maximum(x, n)
-            for block in range(0, n, lanes):
-                for j in range(block, block + lanes):
-                    y[j] = exp(x[j] - largest)
-            total = simd.row_sum(y, n)
-            factor = weight * scale / type(zero)(batch if is_mean else 1)
-            even = smoothing / type(zero)(n)
-            # <t', X - largest> and sum t'
-            inner, mass = zero, one
-            if smoothing != 0:
-                for j in range(n):
-                    inner += even * (x[j] - largest)
-            if op[ops.TARGET_IS_LABELS]:
-                label = simd.pointer(op[ops.TARGET], int64(0))[source]
-                inner += (one - smoothing) * (x[label] - largest)
-                share = factor / total
-                for j in range(n):
-                    y[j] = y[j] * share - factor * even
-                y[label] -= factor * (one - smoothing)
-            else:
-                target = simd.advance(simd.pointer(op[ops.TARGET], zero), source * op[ops.TARGET_STRIDE])
-                mass = smoothing + (one - smoothing) * simd.row_sum(target, n)
-                share = factor * mass / total
-                for j in range(n):
-                    if target[j] != 0:  # 0 · -inf would be NaN
-                        inner += (one - smoothing) * target[j] * (x[j] - largest)
-                    y[j] = y[j] * share - factor * (even + (one - smoothing) * target[j])
-            values[first + r] = float64(weight * scale) * (float64(log(total)) * mass - inner)
+        kept, even = one - smoothing, smoothing / type(zero)(n)
+        per_row = scale / type(zero)(batch if is_mean else 1)
+        totals = simd.pointer(scratch, zero)
+        logarithms = simd.advance(totals, _BLOCK)
+        for first in range(row_start, row_stop, _BLOCK):
+            n_rows = min(_BLOCK, row_stop - first)
+            x = simd.advance(simd.pointer(op[ops.X], zero), first * op[ops.X_STRIDE])
+            y = simd.advance(simd.pointer(op[ops.Y], zero), first * stride)
+            for r in range(n_rows):
+                row = simd.advance(x, r * op[ops.X_STRIDE])
+                largest = simd.row_maximum(row, n)
+                logarithms[r] = largest
+                simd.scale_row(simd.advance(y, r * stride), row, one, -largest, n)
+            for i in range(n_rows * stride):
+                y[i] = exp(y[i])
+            for r in range(n_rows):
+                totals[r] = simd.row_sum(simd.advance(y, r * stride), n)
+            for r in range(n_rows):
+                largest = logarithms[r]
+                logarithms[r] = log(totals[r])
+                totals[r] = one / totals[r]
+                # the loss needs both; the larger part goes to the row's result for now
+                values[first + r] = float64(largest)
+            for r in range(n_rows):
+                source = order[first + r] if op[ops.ORDER] != 0 else step * op[ops.BATCH] + first + r
+                row, d_row = simd.advance(x, r * op[ops.X_STRIDE]), simd.advance(y, r * stride)
+                largest = type(zero)(values[first + r])
+                weight = one
+                if op[ops.SAMPLE_WEIGHT] != 0:
+                    weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
+                factor = weight * per_row
+                # <t', X - largest> and sum t'
+                inner, mass = zero, one
+                if smoothing != 0:
+                    for j in range(n):
+                        inner += even * (row[j] - largest)
+                if op[ops.TARGET_IS_LABELS]:
+                    label = simd.pointer(op[ops.TARGET], int64(0))[source]
+                    inner += kept * (row[label] - largest)
+                    simd.scale_row(d_row, d_row, factor * totals[r], -factor * even, n)
+                    d_row[label] -= factor * kept
+                else:
+                    target = simd.advance(simd.pointer(op[ops.TARGET], zero), source * op[ops.TARGET_STRIDE])
+                    mass = smoothing + kept * simd.row_sum(target, n)
+                    simd.scale_row(d_row, d_row, factor * mass * totals[r], -factor * even, n)
+                    for j in range(n):
+                        if target[j] != 0:  # 0 · -inf would be NaN
+                            inner += kept * target[j] * (row[j] - largest)
+                        d_row[j] -= factor * kept * target[j]
+                values[first + r] = float64(weight * scale) * (float64(logarithms[r]) * mass - inner)
 
     return crossentropy
 
 
 @kernel("nll", fastmath=FASTMATH)
 def nll(zero, variant):
-    """ROW_VALUES[r], and Y = d loss / d X unless Y is 0; X, Y (batch, N_OUT) log-probabilities and gradient. Cut by rows."""
+    """ROW_VALUES[r], and Y = d loss / d X unless Y is 0; X, Y (batch, N_OUT) log-probabilities and gradient. Cut by
+    rows.
+    """
 
     def nll(op, step, row_start, row_stop, column_start, column_stop, scratch):
         settings = simd.pointer(op[ops.SETTINGS], zero)

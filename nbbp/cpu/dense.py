@@ -26,7 +26,8 @@ def product_op(zero, variant):
     Over columns (forward, input gradient): Y (batch, N_OUT), X (batch, N_IN), W (N_IN, N_OUT) or its transpose; cut by
     rows and by columns. Over rows (weight gradient, CONTRACTS_ROWS): Y (N_IN, N_OUT) = Xᵀ·W with X (batch, N_IN) and
     W (batch, N_OUT); cut by rows (each block of SLOT_ROWS writes a partial gradient of its own) and by rows of Y.
-    Writes Y, or scratch where that is 0 or W must be packed. A column of ones behind X's columns makes the bias the last row of the weight.
+    Writes Y, or scratch where that is 0 or W must be packed. A column of ones behind X's columns makes the bias the
+    last row of the weight.
     """
     lanes, panel = simd.LANES[zero.dtype], panel_width(zero.dtype)
 

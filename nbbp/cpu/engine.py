@@ -164,7 +164,17 @@ class BoundProgram:
         others = []
         for thread in range(n_threads):
             scratch = (self.scratch if thread == 0 else self._team_scratch[thread - 1]).ctypes.data
-            arguments = (self.table, self.tiles, self.phases, n_samples, batch, scratch, counters, thread, n_threads)
+            arguments = (
+                self.table,
+                self.tiles,
+                self.phases,
+                n_samples,
+                batch,
+                scratch,
+                counters,
+                thread,
+                n_threads,
+            )
             if thread < n_threads - 1:
                 others.append(pool.submit(run_in_team, *arguments))
             else:

@@ -1,7 +1,7 @@
 """Short calls from Python: check, bind and run one batch in a single jitted call, a microsecond in all.
 
-Legend: X (n, n_in), target (n,) int64 labels or (n, n_out) values; ``table`` and the rest as in cpu/run.py. The rows of the
-table that read the data are named by their number; status is -1, or the flat index of the first number that is
+Legend: X (n, n_in), target (n,) int64 labels or (n, n_out) values; ``table`` and the rest as in cpu/run.py. The rows of
+the table that read the data are named by their number; status is -1, or the flat index of the first number that is
 NaN or infinite in X, then in the target (counted on from X.size).
 """
 

@@ -1,10 +1,11 @@
 """Dense products on one core: C = max(floor, A·B), with B plain or transposed.
 
-Legend: C is m × n, A is m × k with any strides, B is k × n. A panel is ``panel_width`` columns of C; its k × panel of B is
-packed side by side where B is transposed or its rows lie so far apart that they fight for the same cache sets.
+Legend: C is m × n, A is m × k with any strides, B is k × n. A panel is ``panel_width`` columns of C; its k × panel of B
+is packed side by side where B is transposed or its rows lie so far apart that they fight for the same cache sets.
 """
 
 import numpy as np
+
 from nbbp.compiling import jit
 from nbbp.cpu import simd, tile
 
@@ -42,8 +43,8 @@ def _pack_transposed(packed, packed_stride, b, b_stride, k, n, lanes):
 def product(c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor, layout, scratch, lanes, panel):
     """C = max(floor, A·B).
 
-    c (m, n), row stride c_stride; a (m, k), strides a_row and a_column; b (k, n) with row stride b_stride, or (n, k) where
-    `layout` is TRANSPOSED. All are pointers; `scratch` holds `scratch_size` numbers unless `layout` is IN_PLACE.
+    c (m, n), row stride c_stride; a (m, k), strides a_row and a_column; b (k, n) with row stride b_stride, or (n, k)
+    where `layout` is TRANSPOSED. All are pointers; `scratch` holds `scratch_size` numbers unless `layout` is IN_PLACE.
     Writes c and scratch, which must overlap nothing. `lanes` and `panel` are LANES and panel_width of the dtype.
     """
     if m <= 0:

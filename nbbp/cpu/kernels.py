@@ -1,9 +1,9 @@
 """The registry of op kernels: a name, a dtype and a variant give the address of machine code.
 
 Every kernel has one C signature: ``kernel(op, step, row_start, row_stop, column_start, column_stop, scratch)``. `op`
-points to its row of the op table (nbbp/ops.py); `step` counts the batches of the run; the ranges cut the batch's rows and
-the op's own columns; `scratch` is the address of memory of the calling thread. A kernel is compiled when a program first
-needs it and cached on disk, so that a new network with known ops compiles nothing.
+points to its row of the op table (nbbp/ops.py); `step` counts the batches of the run; the ranges cut the batch's rows
+and the op's own columns; `scratch` is the address of memory of the calling thread. A kernel is compiled when a program
+first needs it and cached on disk, so that a new network with known ops compiles nothing.
 """
 
 import functools
@@ -18,7 +18,18 @@ from nbbp.compiling import cfunc
 SIGNATURE = types.void(types.CPointer(types.int64), *(types.int64,) * 6)
 
 #: Modules whose import fills the registry.
-_MODULES = ("rows", "dense", "activation", "softmax", "loss", "crossentropy", "metric", "update", "adafactor", "snapshot")
+_MODULES = (
+    "rows",
+    "dense",
+    "activation",
+    "softmax",
+    "loss",
+    "crossentropy",
+    "metric",
+    "update",
+    "adafactor",
+    "snapshot",
+)
 
 _factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
 

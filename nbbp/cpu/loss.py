@@ -1,6 +1,7 @@
 """Elementwise losses: each row's loss and the gradient with respect to what the last layer gives.
 
-Legend: batch rows, N_OUT outputs. SETTINGS: the loss's parameter (label smoothing for binary_crossentropy), its scale, 1 for the mean or 0 for the sum.
+Legend: batch rows, N_OUT outputs. SETTINGS: the loss's parameter (label smoothing for binary_crossentropy), its scale,
+1 for the mean or 0 for the sum.
 
     loss = scale / count · sum over rows r of weight[r] · sum over outputs j of l(X[r, j], target[r, j])
 

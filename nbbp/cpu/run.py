@@ -1,15 +1,16 @@
 """The engine's loop: steps, phases, tiles, ops.
 
 Legend: ``table`` (n_ops, ops.N_COLUMNS), the op table with every address filled in; ``tiles`` (n_tiles,
-ops.N_TILE_COLUMNS); ``phases`` (n_phases + 1,), where each phase's tiles begin. A phase starts when the one before it is
-done; its tiles write apart from each other.
+ops.N_TILE_COLUMNS); ``phases`` (n_phases + 1,), where each phase's tiles begin. A phase starts when the one before it
+is done; its tiles write apart from each other.
 """
 
 from numba import int64
 
 from nbbp import ops
 from nbbp.compiling import jit
-from nbbp.cpu import simd, team as teams
+from nbbp.cpu import simd
+from nbbp.cpu import team as teams
 
 
 @jit()

@@ -1,7 +1,7 @@
 """Explicit SIMD: typed pointers, vectors, atomics and processor state for the CPU kernels.
 
-Everything here is an ``@intrinsic``: a Python function that writes LLVM IR while Numba compiles its caller. It is the one
-file that knows about vector registers; kernels above it speak of tiles and rows.
+Everything here is an ``@intrinsic``: a Python function that writes LLVM IR while Numba compiles its caller. It is the
+one file that knows about vector registers; kernels above it speak of tiles and rows.
 
 Legend: ``LANES[dtype]`` numbers fit one vector register (16 float32 with AVX-512, 8 with AVX2, 4 with NEON and SSE).
 Addresses are plain int64, so that an op table can hold them; ``pointer`` gives one a type.
@@ -173,6 +173,23 @@ def row_maximum(typing_context, x, n):
         return call_llvm(builder, f"llvm.vector.reduce.fmaximum.{_suffix(vector)}", vector.element, [final])
 
     return x.dtype(x, types.int64), codegen
+
+
+@intrinsic
+def scale_row(typing_context, out, x, factor, shift, n):
+    """out[0:n] = x[0:n] · factor + shift, in whole registers: what lies up to the next register is written too."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = vector_type(signature.args[0].dtype)
+        out, x, factor, shift, n = arguments
+        factors, shifts = splat(builder, factor, vector.count), splat(builder, shift, vector.count)
+        with cgutils.for_range_slice(builder, INT64(0), n, INT64(vector.count)) as (index, _):
+            values = load_vector(builder, builder.gep(x, [index]), vector)
+            values = fused_multiply_add(builder, values, factors, shifts)
+            store_vector(builder, values, builder.gep(out, [index]))
+        return context.get_dummy_value()
+
+    return types.void(out, x, x.dtype, x.dtype, types.int64), codegen
 
 
 @intrinsic

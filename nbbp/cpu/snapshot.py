@@ -1,7 +1,7 @@
 """The last good parameters: a copy that a run keeps for the case that its loss turns NaN.
 
-Legend: as in cpu/update.py; the copy is taken in the first step of a run, between the loss and the update, and only if every
-loss of that batch is finite. So the copy always holds parameters at which the loss was a number.
+Legend: as in cpu/update.py; the copy is taken in the first step of a run, between the loss and the update, and only if
+every loss of that batch is finite. So the copy always holds parameters at which the loss was a number.
 """
 
 import math
@@ -15,7 +15,9 @@ from nbbp.cpu.kernels import kernel
 
 @kernel("snapshot")
 def snapshot(zero, variant):
-    """Y = X for numbers [column_start, column_stop) · SLOT_STRIDE, below N_OUT, if ROW_VALUES of the batch are finite."""
+    """Y = X for numbers [column_start, column_stop) · SLOT_STRIDE, below N_OUT, if ROW_VALUES of the batch are
+    finite.
+    """
 
     def snapshot(op, step, row_start, row_stop, column_start, column_stop, scratch):
         if step > 0:

@@ -1,9 +1,9 @@
 """A team of threads inside jitted code: who takes which tile, and when all are done.
 
-The threads run one program in step. The tiles of a phase are dealt in one stretch per thread, so that a tile's data stays in
-one core's cache; a thread that has finished its own takes what is left of the others'. A phase ends when its tiles are
-done, not when every thread has come: one that another process holds up delays nobody unless it holds a tile. Which thread
-computes a tile never changes what is computed, so results are the same bits for any number of threads.
+The threads run one program in step. The tiles of a phase are dealt in one stretch per thread, so that a tile's data
+stays in one core's cache; a thread that has finished its own takes what is left of the others'. A phase ends when its
+tiles are done, not when every thread has come: one that another process holds up delays nobody unless it holds a tile.
+Which thread computes a tile never changes what is computed, so results are the same bits for any number of threads.
 
 Legend: ``team`` points to int64 counters, ``LINE`` apart (a cache line each): tiles done, then tickets taken of each
 stretch, all counted from the start of the run.

@@ -3,9 +3,9 @@
 Legend: a panel is m rows by up to ``MAX_VECTORS`` registers of columns; it is cut into tiles of ``rows`` × ``vectors``
 registers that hold their sums from the first to the last k, so that C is written once and never read.
 
-``C[i, j] = max(floor, sum_k A[i, k] · B[k, j])``: per k, one load of each vector of B's row, one broadcast of each A[i, k],
-``rows · vectors`` fused multiply-adds (the register blocking of Goto and van de Geijn, "Anatomy of High-Performance Matrix
-Multiplication", ACM TOMS 34 (2008), section 6; here the compiler's own registers instead of assembly).
+``C[i, j] = max(floor, sum_k A[i, k] · B[k, j])``: per k, one load of each vector of B's row, one broadcast of each A[i,
+k], ``rows · vectors`` fused multiply-adds (the register blocking of Goto and van de Geijn, "Anatomy of High-Performance
+Matrix Multiplication", ACM TOMS 34 (2008), section 6; here the compiler's own registers instead of assembly).
 """
 
 from llvmlite import ir
@@ -30,7 +30,17 @@ class _Panel:
 
     def __init__(self, builder, vector, operands, mask):
         self.builder, self.vector, self.mask = builder, vector, mask
-        self.c, self.c_stride, self.a, self.a_row, self.a_column, self.b, self.b_stride, self.k, self.floor = operands
+        (
+            self.c,
+            self.c_stride,
+            self.a,
+            self.a_row,
+            self.a_column,
+            self.b,
+            self.b_stride,
+            self.k,
+            self.floor,
+        ) = operands
 
     def row_of_b(self, b, vectors):
         """The registers of one row of B; the last of them masked."""
@@ -177,7 +187,8 @@ def _mask_variants() -> tuple[bool, ...]:
 
 @intrinsic
 def transpose_block(typing_context, out, out_stride, x, x_stride, n_rows, n_columns):
-    """out[j, i] = x[i, j] for one square block of `lanes` × `lanes`; what lies outside n_rows × n_columns comes as zero.
+    """out[j, i] = x[i, j] for one square block of `lanes` × `lanes`; what lies outside n_rows × n_columns comes as
+    zero.
 
     Reads x[0:n_rows, 0:n_columns]; writes out[0:min(n_columns, lanes), 0:lanes], which must not overlap x. Butterfly:
     log2(lanes) rounds exchange ever smaller halves between pairs of registers.

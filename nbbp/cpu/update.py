@@ -1,8 +1,8 @@
 """Optimizer updates over a stretch of the flat parameter buffer, and the sum of partial gradients before them.
 
-Legend: a segment [N_IN, N_OUT) of W shares its coefficients (learning rate, decay); a tile [column_start, column_stop) of
-units of SLOT_STRIDE numbers cuts it. COEFFICIENTS holds a line of ``N_COEFFICIENTS`` float64 per step: coupled L2, L1,
-decoupled multiplier, then what the rule takes (nbbp/optimizers.py computes them).
+Legend: a segment [N_IN, N_OUT) of W shares its coefficients (learning rate, decay); a tile [column_start, column_stop)
+of units of SLOT_STRIDE numbers cuts it. COEFFICIENTS holds a line of ``N_COEFFICIENTS`` float64 per step: coupled L2,
+L1, decoupled multiplier, then what the rule takes (nbbp/optimizers.py computes them).
 """
 
 from numba import float64, njit

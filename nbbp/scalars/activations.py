@@ -1,15 +1,14 @@
 """Activations: each is one entry with its value and its derivative, written once for every dtype and target.
 
-A value is ``value(x, alpha)``, where x is the input of the activation (the logits of its layer). A derivative
-is ``derivative(s, alpha)``, where s is the activation's *output* where that suffices (the input then needs no
-storage), and its *input* otherwise; `Formula.derivative_of` says which. alpha has the dtype of x and is ignored by
-activations without a parameter. At a kink the derivative is PyTorch's.
+A value is ``value(x, alpha)``, where x is the input of the activation (the logits of its layer). A
+derivative is ``derivative(s, alpha)``, where s is the activation's *output* where that suffices (the input
+then needs no storage) and its *input* otherwise; `Formula.derivative_of` says which. alpha has the dtype of
+x and is ignored by activations without a parameter. At a kink the derivative is PyTorch's.
 
-Every function here is plain scalar Python: constants are made by ``type(x)(...)``, so that float32 stays float32,
-and branches are selects, so that loops vectorise. NaN comes out as NaN.
+Every function here is plain scalar Python: constants are made by ``type(x)(...)``, so that float32 stays
+float32, and branches are selects, so that loops vectorise. A value of NaN is NaN. gelu, gelu_tanh, silu and
+mish of -inf are NaN, as in PyTorch; of any finite number they are finite.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -61,6 +60,12 @@ SQRT_HALF = math.sqrt(0.5)
 ONE_OVER_SQRT_TWO_PI = 1.0 / math.sqrt(2.0 * math.pi)
 GELU_TANH_SLOPE = 2.0 * math.sqrt(2.0 / math.pi)
 GELU_TANH_CUBIC = 0.044715
+# From here on x/(1 + |x|) is 1 to the last bit; inf/inf would be NaN.
+SOFTSIGN_LIMIT = 1e30
+# From here on the second term of gelu_tanh's derivative is 0; its x**2 would overflow later.
+GELU_TANH_LIMIT = 30.0
+# From here on tanh(softplus(x)) is 1 to the last bit; e**(2x) would overflow later.
+MISH_LIMIT = 20.0
 
 
 def linear(x, alpha):
@@ -177,7 +182,11 @@ def hard_sigmoid_derivative(a, alpha):
 
 def softsign(x, alpha):
     """Return x/(1 + |x|)."""
-    return x / (type(x)(1.0) + abs(x))
+    kind = type(x)
+    limit = kind(SOFTSIGN_LIMIT)
+    x = -limit if x < -limit else x
+    x = limit if x > limit else x
+    return x / (kind(1.0) + abs(x))
 
 
 def softsign_derivative(a, alpha):
@@ -206,42 +215,54 @@ def gelu_tanh(x, alpha):
 
 
 def gelu_tanh_derivative(x, alpha):
-    """Return s + x s (1 - s) u', where gelu_tanh(x) = x s and s = sigmoid(u)."""
+    """Return s + x s (1 - s) u', where gelu_tanh(x) = x s, s = sigmoid(u)."""
     kind = type(x)
+    limit = kind(GELU_TANH_LIMIT)
+    x = -limit if x < -limit else x
+    x = limit if x > limit else x
     square = x * x
-    s = sigmoid(x * kind(GELU_TANH_SLOPE) * (kind(1.0) + kind(GELU_TANH_CUBIC) * square))
+    u = x * kind(GELU_TANH_SLOPE) * (kind(1.0) + kind(GELU_TANH_CUBIC) * square)
     slope = kind(GELU_TANH_SLOPE) * (kind(1.0) + kind(3.0 * GELU_TANH_CUBIC) * square)
-    return s + x * s * (kind(1.0) - s) * slope
+    # s (1 - s) as e/(1 + e)**2: where s is near 1, 1 - s would have lost its digits.
+    e = exp(-abs(u))
+    reciprocal = kind(1.0) / (kind(1.0) + e)
+    s = e * reciprocal if u < kind(0.0) else reciprocal
+    return s + x * slope * (e * reciprocal * reciprocal)
 
 
 def silu(x, alpha):
-    """Return x sigmoid(x)."""
+    """Return x sigmoid(x) (Elfwing et al. 2017)."""
     return x * sigmoid(x)
 
 
 def silu_derivative(x, alpha):
-    """Return s (1 + x (1 - s)), s = sigmoid(x)."""
-    one = type(x)(1.0)
-    s = sigmoid(x)
-    return s * (one + x * (one - s))
+    """Return s + x s (1 - s), s = sigmoid(x)."""
+    kind = type(x)
+    e = exp(-abs(x))
+    reciprocal = kind(1.0) / (kind(1.0) + e)
+    s = e * reciprocal if x < kind(0.0) else reciprocal
+    return s + x * (e * reciprocal * reciprocal)
 
 
 def mish(x, alpha):
     """Return x tanh(softplus(x)) = x n/(n + 2), n = e**x (e**x + 2) (Misra 2019)."""
     kind = type(x)
-    # from x = 20 up the ratio is 1 to the last bit, and n would overflow later
-    e = exp(kind(20.0) if x > kind(20.0) else x)
+    limit = kind(MISH_LIMIT)
+    e = exp(limit if x > limit else x)
     n = e * (e + kind(2.0))
     return x * (n / (n + kind(2.0)))
 
 
 def mish_derivative(x, alpha):
-    """Return t + x (1 - t**2) sigmoid(x), t = tanh(softplus(x)); in e = e**x this is one exponential."""
+    """Return t + x (1 - t**2) sigmoid(x), t = tanh(softplus(x)), all from one exponential."""
     kind = type(x)
-    e = exp(kind(20.0) if x > kind(20.0) else x)
+    limit = kind(MISH_LIMIT)
+    x = limit if x > limit else x
+    e = exp(x)
     n = e * (e + kind(2.0))
     reciprocal = kind(1.0) / (n + kind(2.0))
-    return n * reciprocal + x * kind(4.0) * e * (e + kind(1.0)) * reciprocal * reciprocal
+    # (1 - t**2) sigmoid(x) is 4 e (e + 1)/(n + 2)**2
+    return n * reciprocal + x * (kind(4.0) * (e * reciprocal) * ((e + kind(1.0)) * reciprocal))
 
 
 _ENTRIES = (
@@ -264,14 +285,12 @@ _ENTRIES = (
     ("log_softmax", None, None, "output", None, 0.0, True),
 )
 
-ACTIVATIONS: dict[str, Formula] = {
-    name: Formula(name, code, *entry) for code, (name, *entry) in enumerate(_ENTRIES)
-}
+ACTIVATIONS: dict[str, Formula] = {name: Formula(name, code, *rest) for code, (name, *rest) in enumerate(_ENTRIES)}
 """Every activation by name, in the order of their codes."""
 
 
-@by_code([formula.value for formula in ACTIVATIONS.values()])
-def activation_value(code, x, alpha):
+@by_code([entry.value for entry in ACTIVATIONS.values()])
+def activation_value(code: int, x: float, alpha: float) -> float:
     """Return the activation's value; see `Formula.value`.
 
     Parameters
@@ -285,8 +304,8 @@ def activation_value(code, x, alpha):
     """
 
 
-@by_code([formula.derivative for formula in ACTIVATIONS.values()])
-def activation_derivative(code, s, alpha):
+@by_code([entry.derivative for entry in ACTIVATIONS.values()])
+def activation_derivative(code: int, s: float, alpha: float) -> float:
     """Return the activation's derivative with respect to its input; see `Formula.derivative`.
 
     Parameters

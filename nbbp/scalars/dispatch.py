@@ -1,14 +1,14 @@
 """How one name in jitted code becomes one of several formulas, chosen while Numba compiles.
 
-A formula is a plain Python function of scalars. It is never compiled on its own but into whatever calls it, so
-that LLVM sees one loop body to vectorise. Two things can choose the formula:
+A formula is a plain Python function of scalars. It is never compiled on its own but into whatever calls it,
+so that LLVM sees one loop body to vectorise. Two things can choose the formula:
 
 - the dtype of the argument (`by_dtype`): ``exp`` is ``exp_float32`` or ``exp_float64``;
 - an integer that is constant where the caller is compiled (`by_code`): ``activation_value(CODE, x, alpha)``.
 
-A kernel made by a factory that closes over such an integer can be cached on disk, because Numba's cache goes by
-the values of closed-over integers; a kernel that closes over a jitted function cannot. The same names called
-from plain Python take NumPy scalars.
+A kernel made by a factory that closes over such an integer can be cached on disk, because Numba's cache goes
+by the values of closed-over integers; a kernel that closes over a jitted function cannot. The same names
+called from plain Python take NumPy scalars.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ _OPTIONS = {"error_model": "numpy", "forceinline": True}
 # A range reduction needs every operation as it is written, except that a fused multiply-add does no harm.
 _EXACTLY = _OPTIONS | {"fastmath": {"contract"}}
 
-# Not reassoc: stable forms like (max(x, 0) - x t) + log1p(...) live from their order. Not arcp: x * (1/y) with
-# an estimated reciprocal is NaN for an infinite y. Sums over formulas are the kernels', with flags of their own.
+# Not reassoc: stable forms like (max(x, 0) - x t) + log1p(...) live from their order. Not arcp: x * (1/y)
+# with an estimated reciprocal is NaN for an infinite y. Sums over formulas belong to the kernels.
 _FORMULA = _OPTIONS | {"fastmath": {"contract", "nsz"}}
 
 
@@ -97,8 +97,8 @@ def by_code(formulas: Sequence[Callable | None]) -> Callable[[Callable], Callabl
     -------
     callable
         A decorator. In jitted code the decorated name's first argument has to be constant when Numba compiles
-        it: a literal, or an integer that the jitted function closes over or finds in its module. A code without
-        a formula is an error that lists those that have one.
+        it: a literal, or an integer that the jitted function closes over or finds in its module. A code
+        without a formula is an error that lists those that have one.
     """
     compilable = tuple(None if function is None else formula(function) for function in formulas)
 

@@ -1,22 +1,21 @@
 """Exponential, logarithm and their relatives in plain arithmetic, which LLVM turns into vector instructions.
 
 Calls of the C library do not vectorise; a loop over these does. Each function is written once per dtype
-(``exp_float32``, ``exp_float64``) and has one generic name (``exp``) that goes by the dtype of its argument, in
-jitted code and on NumPy scalars alike. There are no branches, only selects; no tables; and no float64
+(``exp_float32``, ``exp_float64``) and has one generic name (``exp``) that goes by the dtype of its argument,
+in jitted code and on NumPy scalars alike. There are no branches, only selects; no tables; and no float64
 arithmetic in the float32 versions, whose constants are therefore ``np.float32`` globals.
 
 How they work: x = n ln 2 + r with |r| <= ln(2)/2 for the exponentials, x = 2**k (1 + f) with f near 0 for the
 logarithms; a minimax polynomial in r or f; and integer arithmetic on the exponent bits for 2**n and k. Adding
 1.5 * 2**23 (float32; 2**52 for float64) to a small number rounds it to an integer, which then stands in the
-low bits of the sum. Polynomials are summed in pairs and fours of terms, because one long chain of dependent
-operations would keep a CPU waiting: p2 and p4 below are powers for that.
+low bits of the sum. Polynomials are summed in pairs and fours of terms, hence the powers p2, p4 and p8: one
+long chain of dependent operations would keep the CPU waiting.
 
-NaN gives NaN, and infinities give what the C library gives. Where e**x is below the smallest normal number
-it is flushed to 0 (denormal numbers are slow on many CPUs). The sign of a zero is not kept.
+NaN gives NaN, and infinities give what the C library gives. An e**x below the smallest normal number is
+flushed to 0, because denormal numbers are slow on many CPUs. The sign of a zero is not kept.
 
-Errors are stated in units in the last place (ulp) of the result, float32 first: the largest that
-tests/test_functions.py finds. Where the true value is denormal they hold in units of the smallest normal
-number's last place.
+The errors stated are the largest seen, in units in the last place (ulp) of results that are normal numbers,
+with fused multiply-adds; tests/test_functions.py holds the functions to them.
 """
 
 import numpy as np
@@ -33,7 +32,7 @@ def _float32(*constants: float) -> tuple[np.float32, ...]:
 F32, F64, I32, I64 = np.float32, np.float64, np.int32, np.int64
 
 NAN32, INF32, ZERO32, QUARTER32, HALF32, ONE32, TWO32 = _float32(np.nan, np.inf, 0.0, 0.25, 0.5, 1.0, 2.0)
-NAN64, INF64 = F64(np.nan), F64(np.inf)
+NAN64, INF64, ZERO64 = F64(np.nan), F64(np.inf), F64(0.0)
 
 ROUND32 = F32(1.5 * 2.0**23)
 ROUND64 = 1.5 * 2.0**52
@@ -72,7 +71,7 @@ C4, C5, C6, C7 = _float32(0.14002001, -0.121828966, 0.14004755, -0.12901866)
 D0, D1, D2, D3 = 0.666666666666671, 0.3999999999954186, 0.2857142871875225, 0.22222200689861532
 D4, D5, D6 = 0.18183465663551263, 0.15316357040569575, 0.14774577786077953
 
-# log(1 + y) = y - s (y - z (E0 + E1 z + ...)), s = y/(2 + y), z = s**2, for 0 <= y <= 1, and with G0, G1, ...;
+# log(1 + y) = y - s (y - z (E0 + E1 z + ...)), s = y/(2 + y), z = s**2, for 0 <= y <= 1; so too G0, G1, ...;
 # relative error 2**-27.7 and 2**-58.
 E0, E1, E2, E3 = _float32(0.6666641, 0.40021744, 0.27998433, 0.28027758)
 G0, G1, G2, G3 = 0.666666666666665, 0.40000000000103036, 0.2857142855304335, 0.22222223733443358
@@ -133,7 +132,7 @@ def exp_float64(x):
     y = 1.0 + _expm1_of_remainder_float64((x - n * LN2_HIGH64) - n * LN2_LOW64)
     y = I64(F64(y).view(I64) + (F64(rounded).view(I64) << 52)).view(F64)
     y = y if x <= EXP_MAX64 else x + INF64
-    return 0.0 if x < EXP_MIN64 else y
+    return ZERO64 if x < EXP_MIN64 else y
 
 
 @exactly
@@ -308,49 +307,78 @@ def log1p_of_exp_float64(x):
 
 
 @by_dtype(exp_float32, exp_float64)
-def exp(x):
-    """Return e**x."""
+def exp(x: float) -> float:
+    """Return e**x.
+
+    Largest error: 1.1 ulp in float32, 1.0 ulp in float64.
+    Above 88.72283 (float32) or 709.782712893384 (float64) the result is inf; below -87.33654 or
+    -708.3964185322641 it is 0.
+    """
 
 
 @by_dtype(expm1_float32, expm1_float64)
-def expm1(x):
-    """Return e**x - 1, accurate near 0."""
+def expm1(x: float) -> float:
+    """Return e**x - 1, accurate near 0.
+
+    Largest error: 1.5 ulp in float32, 2.1 ulp in float64.
+    """
 
 
 @by_dtype(log_float32, log_float64)
-def log(x):
-    """Return the natural logarithm of x."""
+def log(x: float) -> float:
+    """Return the natural logarithm of x: -inf for 0, NaN for negative x.
+
+    Largest error: 1.0 ulp in float32, 1.0 ulp in float64.
+    """
 
 
 @by_dtype(log1p_float32, log1p_float64)
-def log1p(x):
-    """Return log(1 + x), accurate near 0."""
+def log1p(x: float) -> float:
+    """Return log(1 + x), accurate near 0: -inf for -1, NaN for x below -1.
+
+    Largest error: 1.6 ulp in float32, 1.3 ulp in float64.
+    """
 
 
 @by_dtype(log1p_of_exp_float32, log1p_of_exp_float64)
-def log1p_of_exp(x):
-    """Return log(1 + e**x) for x <= 0 (not checked), in less time than log1p(exp(x))."""
+def log1p_of_exp(x: float) -> float:
+    """Return log(1 + e**x) for x <= 0, which is not checked.
+
+    Largest error: 1.8 ulp in float32, 1.8 ulp in float64.
+    """
 
 
 @by_dtype(tanh_float32, tanh_float64)
-def tanh(x):
-    """Return the hyperbolic tangent of x."""
+def tanh(x: float) -> float:
+    """Return the hyperbolic tangent of x.
+
+    Largest error: 2.1 ulp in float32, 2.3 ulp in float64.
+    """
 
 
 @by_dtype(erf_float32, erf_float64)
-def erf(x):
-    """Return the error function: 2/sqrt(pi) times the integral of e**-t**2 for t from 0 to x."""
+def erf(x: float) -> float:
+    """Return the error function: 2/sqrt(pi) times the integral of e**-t**2 for t from 0 to x.
+
+    Largest error: 1.9 ulp in float32, 1.7 ulp in float64.
+    """
 
 
 @formula
-def sigmoid(x):
-    """Return the logistic function 1/(1 + e**-x)."""
+def sigmoid(x: float) -> float:
+    """Return the logistic function 1/(1 + e**-x).
+
+    Largest error: 2.5 ulp in float32, 2.3 ulp in float64.
+    """
     one = type(x)(1.0)
     return one / (one + exp(-x))
 
 
 @formula
-def softplus(x):
-    """Return log(1 + e**x), as max(x, 0) + log(1 + e**-|x|): no overflow."""
+def softplus(x: float) -> float:
+    """Return log(1 + e**x), as max(x, 0) + log(1 + e**-|x|): no overflow.
+
+    Largest error: 1.9 ulp in float32, 1.8 ulp in float64.
+    """
     zero = type(x)(0.0)
     return (zero if x < zero else x) + log1p_of_exp(-abs(x))

@@ -1,13 +1,11 @@
-"""Loss terms: each is one entry with its value and its derivative for one output, written once for every dtype.
+"""Loss terms: each is one entry with its value and its derivative for one output, for every dtype.
 
-A value is ``value(p, t, parameter)``: p is what the network gives, t the target. The derivative is with respect to
-p. parameter has the dtype of p and is ignored by losses without one. Sums, means, weights and scales belong to the
-kernels; so do the row-wise losses (crossentropy, nll), whose entries have no formula.
+A value is ``value(p, t, parameter)``: p is what the network gives, t the target. The derivative is with
+respect to p. parameter has the dtype of p and is ignored by losses without one. Sums, means, weights and
+scales belong to the kernels; so do the row-wise losses (crossentropy, nll), whose entries have no formula.
 
-The functions are plain scalar Python under the same rules as `nbbp.scalars.activations`. NaN comes out as NaN.
+The functions are plain scalar Python under the rules of `nbbp.scalars.activations`. A value of NaN is NaN.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +48,7 @@ class LossFormula:
 
 
 POISSON_EPSILON = 1e-8
+# From here on log(cosh(d)) is |d| - ln 2 to the last bit; e**|d| would overflow later.
 LOG_COSH_LIMIT = 20.0
 
 
@@ -74,7 +73,7 @@ def mae_derivative(p, t, parameter):
     """Return the sign of p - t; 0 where they are equal."""
     kind = type(p)
     d = p - t
-    sign = kind(1.0) if d > kind(0.0) else d - d  # NaN where d is NaN
+    sign = kind(1.0) if d > kind(0.0) else d  # 0, or NaN
     return kind(-1.0) if d < kind(0.0) else sign
 
 
@@ -97,7 +96,7 @@ def log_cosh(p, t, parameter):
     kind = type(p)
     limit = kind(LOG_COSH_LIMIT)
     size = abs(p - t)
-    inner = limit if size > limit else size  # beyond, log(cosh(d)) is |d| - ln 2 to the last bit
+    inner = limit if size > limit else size
     m = expm1(inner)
     return log1p(m * m / (kind(2.0) * (m + kind(1.0)))) + (size - inner)
 
@@ -133,13 +132,13 @@ def hinge_derivative(p, t, parameter):
 
 
 def poisson(p, t, log_input):
-    """Return e**p - t p, or p - t log(p + 1e-8) where log_input is 0: the negative log likelihood less log(t!)."""
+    """Return e**p - t p, or p - t log(p + 1e-8) if log_input is 0: -log of the likelihood, less log(t!)."""
     kind = type(p)
     return exp(p) - t * p if log_input != kind(0.0) else p - t * log(p + kind(POISSON_EPSILON))
 
 
 def poisson_derivative(p, t, log_input):
-    """Return e**p - t, or 1 - t/(p + 1e-8) where log_input is 0."""
+    """Return e**p - t, or 1 - t/(p + 1e-8) if log_input is 0."""
     kind = type(p)
     return exp(p) - t if log_input != kind(0.0) else kind(1.0) - t / (p + kind(POISSON_EPSILON))
 
@@ -156,12 +155,12 @@ _ENTRIES = (
     ("nll", None, None, None, 0.0, True),
 )
 
-LOSSES: dict[str, LossFormula] = {name: LossFormula(name, code, *entry) for code, (name, *entry) in enumerate(_ENTRIES)}
+LOSSES: dict[str, LossFormula] = {name: LossFormula(name, code, *rest) for code, (name, *rest) in enumerate(_ENTRIES)}
 """Every loss by name, in the order of their codes."""
 
 
 @by_code([entry.value for entry in LOSSES.values()])
-def loss_value(code, p, t, parameter):
+def loss_value(code: int, p: float, t: float, parameter: float) -> float:
     """Return one term of the loss; see `LossFormula.value`.
 
     Parameters
@@ -176,7 +175,7 @@ def loss_value(code, p, t, parameter):
 
 
 @by_code([entry.derivative for entry in LOSSES.values()])
-def loss_derivative(code, p, t, parameter):
+def loss_derivative(code: int, p: float, t: float, parameter: float) -> float:
     """Return the derivative of one term with respect to p; see `LossFormula.derivative`.
 
     Parameters

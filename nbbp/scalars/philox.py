@@ -7,7 +7,7 @@ float64 normals.
 
 Every function is plain integer arithmetic in uint64 variables that hold 32-bit words. This keeps Numba from
 mixing signed and unsigned integers (which would turn them into floats) and gives the same bits in Python, on
-the CPU and on the GPU. Only the normal numbers depend on the machine, in the last bit of its log, sin and cos.
+the CPU and on the GPU. The normal numbers alone depend on the machine, in the last bit of log, sin and cos.
 
 Source: J. K. Salmon, M. A. Moraes, R. O. Dror, D. E. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
 2011.

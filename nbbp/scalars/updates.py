@@ -244,8 +244,7 @@ _SLOTS = {
 
 #: Every rule by name, in the order of the codes.
 UPDATES: dict[str, Rule] = {
-    apply.__name__: Rule(apply.__name__, code, n_slots, apply) for code, (apply, n_slots) in
-    enumerate(_SLOTS.items())
+    apply.__name__: Rule(apply.__name__, code, n_slots, apply) for code, (apply, n_slots) in enumerate(_SLOTS.items())
 }
 
 

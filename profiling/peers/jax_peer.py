@@ -74,8 +74,7 @@ class JaxJit:
 
     def compile(self, n_steps: int) -> None:
         self.batches = [
-            (jax.device_put(x), jax.device_put(y))
-            for x, y in zip(self.x[:n_steps], self.y[:n_steps], strict=True)
+            (jax.device_put(x), jax.device_put(y)) for x, y in zip(self.x[:n_steps], self.y[:n_steps], strict=True)
         ]
         self.run(min(n_steps, 20))
 

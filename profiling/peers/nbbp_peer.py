@@ -51,9 +51,7 @@ class Nbbp:
             self.x[:rows], self.y[:rows], epochs=1, batch_size=self.case.batch, shuffle=False, verbose=0
         )
         if not np.isclose(history["loss"][-1], np.mean(losses), rtol=LOSS_TOLERANCE, atol=0.0):
-            raise ValueError(
-                f"fit gives the loss {history['loss'][-1]}, train_step {np.mean(losses)} over {n} steps"
-            )
+            raise ValueError(f"fit gives the loss {history['loss'][-1]}, train_step {np.mean(losses)} over {n} steps")
         return losses
 
     def compile(self, n_steps: int) -> None:

@@ -1,0 +1,268 @@
+"""Lowering: writes the programs that train, evaluate and predict.
+
+Legend: as in nbbp/program.py. ``x`` and ``d_x`` are the outputs of a layer and the loss's gradient with respect to
+them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nbbp import metrics as metric_codes
+from nbbp import tiling
+from nbbp.layers import Activation, Dense
+from nbbp.losses import Loss
+from nbbp.metrics import Metric
+from nbbp.network import Sequential
+from nbbp.optimizers import Optimizer
+from nbbp.program import PADDING, Place, Program, Values
+from nbbp.scalars.updates import UPDATES
+
+# As in cpu/gemm.py: how a product finds its second operand.
+IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """What backpropagation needs to know of one forward op: a product or an activation."""
+
+    layer: int
+    before: Values
+    after: Values
+    activation: Activation | None = None
+
+
+def takes_logits(network: Sequential, loss: Loss) -> bool:
+    """Whether the last activation is part of the loss and left out of training."""
+    return loss.fuses(_last_activation(network))
+
+
+def _last_activation(network: Sequential) -> Activation:
+    last = network.layers[-1]
+    return last if isinstance(last, Activation) else last.activation
+
+
+class Lowering:
+    """Builds one program; its methods append ops in the order in which they run."""
+
+    def __init__(self, network: Sequential, batch: int) -> None:
+        self.network = network
+        self.program = Program(batch)
+        self.steps: list[Step] = []
+        self.offsets = {parameter.name: parameter.offset for parameter in network.parameters}
+
+    # forward ---------------------------------------------------------------------------------------------------------
+
+    def gather(self) -> Values:
+        n_in, program = self.network.n_in, self.program
+        x = program.matrix("input", n_in, with_one=True)
+        program.add(
+            "gather",
+            x=Place("X"), x_stride=n_in, y=Place(x.buffer), y_stride=x.stride, order=Place("order"), n_out=n_in,
+        )  # fmt: skip
+        return x
+
+    def forward(self, x: Values, skip_last_activation: bool) -> Values:
+        """Every layer; what the last one gives, or its logits."""
+        last = len(self.network.layers) - 1
+        for index, layer in enumerate(self.network.layers):
+            activation = layer if isinstance(layer, Activation) else layer.activation
+            if isinstance(layer, Dense):
+                x = self.dense(index, layer, x)
+            if index == last and skip_last_activation:
+                break
+            if activation.name == "relu" and isinstance(layer, Dense):
+                self.steps.append(Step(index, x, x, activation))  # done in the product's epilogue
+            elif activation.name != "linear":
+                x = self.activation(index, activation, x, in_place=isinstance(layer, Dense))
+        return x
+
+    def dense(self, index: int, layer: Dense, x: Values) -> Values:
+        program = self.program
+        out = program.matrix(f"layer {index}", layer.n_out, with_one=True)
+        floor = 0.0 if layer.activation.name == "relu" else -math.inf
+        layout = PACKED if tiling.wants_packing(program.batch, x.width, layer.n_out) else IN_PLACE
+        program.add(
+            "product",
+            x=Place(x.buffer), x_stride=x.stride, w=Place("parameters", self.offsets[f"{index}.weight"]),
+            w_stride=layer.n_out, y=Place(out.buffer), y_stride=out.stride,
+            n_in=x.width + layer.use_bias, n_out=layer.n_out, layout=layout, settings=program.setting(floor),
+        )  # fmt: skip
+        self.steps.append(Step(index, x, out))
+        return out
+
+    def activation(self, index: int, activation: Activation, x: Values, in_place: bool) -> Values:
+        """In place where the derivative is written in the output, and nobody else reads what came in."""
+        program, formula = self.program, activation.formula
+        if not in_place or (not formula.row_wise and formula.derivative_of == "input"):
+            y = program.matrix(f"activation {index}", x.width, with_one=True)
+        else:
+            y = x
+        kernel = f"{activation.name}_forward" if formula.row_wise else "activation_forward"
+        program.add(
+            kernel, 0 if formula.row_wise else formula.code,
+            x=Place(x.buffer), x_stride=x.stride, y=Place(y.buffer), y_stride=y.stride, n_out=x.width,
+            settings=program.setting(activation.parameter),
+        )  # fmt: skip
+        self.steps.append(Step(index, x, y, activation))
+        return y
+
+    # loss ------------------------------------------------------------------------------------------------------------
+
+    def loss(self, loss: Loss, x: Values, target_is_labels: bool, with_gradient: bool) -> Values | None:
+        program = self.program
+        d_x = program.matrix("d output", x.width) if with_gradient or loss.row_wise else None
+        columns = {"y": Place(d_x.buffer), "y_stride": d_x.stride} if d_x else {}
+        kernel = loss.name if loss.row_wise else "loss"
+        if takes_logits(self.network, loss) and loss.row_wise:
+            kernel = "crossentropy"  # nll behind log_softmax is crossentropy of what came in
+        program.add(
+            kernel, 0 if loss.row_wise else loss.formula.code,
+            x=Place(x.buffer), x_stride=x.stride, n_out=x.width, **columns, **self.target(x, target_is_labels),
+            sample_weight=Place("sample weight"), row_values=Place("loss values"),
+            settings=program.setting(loss.parameter, loss.scale, float(loss.reduction == "mean")),
+        )  # fmt: skip
+        program.scratch = max(program.scratch, 2 * tiling.LOSS_ROWS)
+        return d_x
+
+    def target(self, x: Values, is_labels: bool) -> dict[str, int | Place]:
+        return {
+            "target": Place("target"),
+            "target_stride": 0 if is_labels else x.width,
+            "target_is_labels": int(is_labels),
+            "order": Place("order"),
+        }
+
+    def metrics(self, metrics: Sequence[Metric], loss: Loss, x: Values, target_is_labels: bool) -> None:
+        """Metrics of what the last layer gives; where only logits are at hand, of what follows from them."""
+        program, n_out = self.program, x.width
+        fused = takes_logits(self.network, loss)
+        output = None
+        for number, metric in enumerate(metrics):
+            code = metric.code_for(n_out)
+            parameter = metric.parameter
+            source = x
+            if code == metric_codes.RIGHT_SIDES and loss.name == "binary_crossentropy":
+                parameter = metric_codes.threshold_of_logits(parameter)
+            elif code == metric_codes.RIGHT_SIDES and loss.name == "hinge":
+                parameter = 0.0
+            elif fused and code in (
+                metric_codes.RIGHT_SIDES,
+                metric_codes.ABSOLUTE_ERROR,
+                metric_codes.SQUARED_ERROR,
+            ):
+                if output is None:
+                    last = len(self.network.layers) - 1
+                    kept = list(self.steps)
+                    output = self.activation(last, _last_activation(self.network), x, in_place=False)
+                    self.steps = kept  # backpropagation does not pass here
+                source = output
+            program.add(
+                "metric", code, x=Place(source.buffer), x_stride=source.stride, n_out=n_out,
+                **self.target(x, target_is_labels), row_values=Place(f"metric values {number}"),
+                settings=program.setting(parameter),
+            )  # fmt: skip
+
+    # backward --------------------------------------------------------------------------------------------------------
+
+    def backward(self, d_x: Values) -> dict[int, tuple[Values, Values]]:
+        """Output gradients from the last layer to the first dense one; per dense layer its input and output
+        gradient.
+        """
+        program, operands = self.program, {}
+        first_dense = min(step.layer for step in self.steps if step.activation is None)
+        for step in reversed(self.steps):
+            if step.activation is not None and step.layer >= first_dense:
+                self.activation_backward(step, d_x)
+            elif step.activation is None:
+                operands[step.layer] = (step.before, d_x)
+                if step.layer > first_dense:
+                    layer = self.network.layers[step.layer]
+                    d_before = program.matrix(f"d layer {step.layer}", step.before.width)
+                    program.add(
+                        "product", x=Place(d_x.buffer), x_stride=d_x.stride,
+                        w=Place("parameters", self.offsets[f"{step.layer}.weight"]), w_stride=layer.n_out,
+                        y=Place(d_before.buffer), y_stride=d_before.stride, n_in=layer.n_out,
+                        n_out=step.before.width, layout=TRANSPOSED, settings=program.setting(-math.inf),
+                    )  # fmt: skip
+                    program.scratch = max(program.scratch, tiling.packed_panel(layer.n_out))
+                    d_x = d_before
+        return operands
+
+    def activation_backward(self, step: Step, d_x: Values) -> None:
+        formula = step.activation.formula
+        kept = step.before if not formula.row_wise and formula.derivative_of == "input" else step.after
+        kernel = f"{step.activation.name}_backward" if formula.row_wise else "activation_backward"
+        self.program.add(
+            kernel, 0 if formula.row_wise else formula.code,
+            x=Place(kept.buffer), x_stride=kept.stride, y=Place(d_x.buffer), y_stride=d_x.stride, n_out=d_x.width,
+            settings=self.program.setting(step.activation.parameter),
+        )  # fmt: skip
+
+    # parameters ------------------------------------------------------------------------------------------------------
+
+    def weight_gradient(self, index: int, x: Values, d_out: Values, gradient: Place | int, **columns: int) -> None:
+        """Op for one layer's weight and bias gradient, which lie one behind the other as (n_in + 1, n_out)."""
+        layer = self.network.layers[index]
+        base = self.offsets[f"{index}.weight"]
+        where = Place(gradient.buffer, gradient.offset + base) if isinstance(gradient, Place) else gradient
+        self.program.add(
+            "product", x=Place(x.buffer), x_stride=x.stride, w=Place(d_out.buffer), w_stride=d_out.stride,
+            y=where, y_stride=layer.n_out, n_in=x.width + layer.use_bias, n_out=layer.n_out, layout=IN_PLACE,
+            contracts_rows=1, settings=self.program.setting(-math.inf),
+            **{"slot_rows": self.program.batch, **columns},
+        )  # fmt: skip
+
+    def snapshot(self, start: int, n: int, unit: int) -> None:
+        """Op that copies `n` parameters from `start` on in the first step of a run, if its loss is finite."""
+        self.program.add(
+            "snapshot", x=Place("parameters", start), y=Place("good parameters", start), n_out=n, slot_stride=unit,
+            row_values=Place("loss values"),
+        )  # fmt: skip
+
+    def updates(self, optimizer: Optimizer, names: Sequence[str], base: int, unit: int, gradient: Place | int) -> None:
+        """Update ops for neighbouring parameters from `base` on; those of equal settings share one."""
+        segments: list[list] = []
+        for parameter in self.network.parameters:
+            if parameter.name in names:
+                settings = optimizer.settings(parameter.name)
+                if segments and segments[-1][2] == settings:
+                    segments[-1][1] = parameter.stop - base
+                else:
+                    segments.append([parameter.offset - base, parameter.stop - base, settings])
+        for start, stop, settings in segments:
+            self.program.add(
+                "update", UPDATES[optimizer.rule].code, x=gradient, w=Place("parameters", base),
+                n_in=start, n_out=stop, slot_stride=unit, tile_local=int(gradient == 0),
+                coefficients=Place(coefficients_buffer(settings)),
+                **{f"slot_{k}": Place(f"slot {k}", base) for k in range(optimizer.n_slots)},
+            )  # fmt: skip
+
+    def adafactor(self, optimizer: Optimizer, index: int) -> None:
+        """Update ops of one layer's parameters, each whole."""
+        for parameter, slot_offset in zip(self.network.parameters, adafactor_offsets(self.network), strict=False):
+            if parameter.layer_index == index:
+                self.program.add(
+                    "adafactor", x=Place("gradient", parameter.offset), w=Place("parameters", parameter.offset),
+                    n_in=math.prod(parameter.shape[:-1]), n_out=parameter.shape[-1],
+                    is_matrix=int(len(parameter.shape) > 1), slot_0=Place("slot 0", slot_offset),
+                    coefficients=Place(coefficients_buffer(optimizer.settings(parameter.name))),
+                )  # fmt: skip
+
+
+def adafactor_offsets(network: Sequential) -> list[int]:
+    """Where each parameter's factored second moment begins in its slot; the last entry is the slot's length."""
+    offsets = [0]
+    for parameter in network.parameters:
+        offsets.append(offsets[-1] + (sum(parameter.shape) if len(parameter.shape) > 1 else parameter.size))
+    return offsets
+
+
+def coefficients_buffer(settings: object) -> str:
+    """Name of the buffer of step coefficients for parameters of these settings."""
+    return f"coefficients of {settings}"
+
+
+def padded(n: int) -> int:
+    """`n` rounded up to whole vector registers."""
+    return -(-n // PADDING) * PADDING

@@ -1,0 +1,184 @@
+"""The programs: what is lowered for training, evaluation and prediction, and how it is cut into tiles and phases."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nbbp import ops, tiling
+from nbbp.layers import Activation
+from nbbp.losses import Loss
+from nbbp.lowering import Lowering, adafactor_offsets, padded, takes_logits
+from nbbp.metrics import Metric
+from nbbp.network import Sequential
+from nbbp.optimizers import Optimizer
+from nbbp.program import Place, Program
+
+
+def slot_lengths(network: Sequential, optimizer: Optimizer) -> list[int]:
+    """Numbers in each of the optimizer's slots."""
+    if optimizer.rule == "adafactor":
+        return [adafactor_offsets(network)[-1]]
+    return [network.n_parameters] * optimizer.n_slots
+
+
+def prediction_program(network: Sequential, batch: int, also: Activation | None = None) -> Program:
+    """What the last layer gives for rows of "X", into "output"; followed by the activation `also`."""
+    lowering = Lowering(network, batch)
+    out = lowering.forward(lowering.gather(), skip_last_activation=False)
+    if also is not None:
+        out = lowering.activation(len(network.layers), also, out, in_place=False)
+    program = lowering.program
+    program.add(
+        "copy_out",
+        x=Place(out.buffer),
+        x_stride=out.stride,
+        y=Place("output"),
+        y_stride=out.width,
+        n_out=out.width,
+    )
+    return _with_tiles(program, [tiling.row_tiles(0, len(program.ops), batch, tiling.FORWARD_ROWS)])
+
+
+def evaluation_program(
+    network: Sequential, loss: Loss, metrics: Sequence[Metric], batch: int, target_is_labels: bool
+) -> Program:
+    """Loss and metrics of every row."""
+    lowering = Lowering(network, batch)
+    out = lowering.forward(lowering.gather(), takes_logits(network, loss))
+    lowering.loss(loss, out, target_is_labels, with_gradient=False)
+    lowering.metrics(metrics, loss, out, target_is_labels)
+    program = lowering.program
+    return _with_tiles(program, [tiling.row_tiles(0, len(program.ops), batch, tiling.FORWARD_ROWS)])
+
+
+def training_program(
+    network: Sequential,
+    loss: Loss,
+    optimizer: Optimizer | None,
+    metrics: Sequence[Metric],
+    batch: int,
+    target_is_labels: bool,
+    keeps_good: bool = False,
+) -> Program:
+    """Forward, loss, metrics, backward and update; without an optimizer the gradient stays in "gradient".
+
+    With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py).
+    """
+    lowering = Lowering(network, batch)
+    program = lowering.program
+    out = lowering.forward(lowering.gather(), takes_logits(network, loss))
+    d_out = lowering.loss(loss, out, target_is_labels, with_gradient=True)
+    lowering.metrics(metrics, loss, out, target_is_labels)
+    operands = lowering.backward(d_out)
+    shapes = [(values.width, network.layers[index].n_out) for index, (values, _) in operands.items()]
+    plan = tiling.plan(shapes, batch)
+    whole_gradient = optimizer is None or optimizer.rule == "adafactor" or plan in (tiling.ALONE, tiling.PARTIAL)
+    row_ops = len(program.ops)
+    if plan == tiling.PARTIAL:
+        phases = _partial_phases(lowering, operands, optimizer, keeps_good)
+    elif plan == tiling.ALONE:
+        for index, (x, d) in operands.items():
+            lowering.weight_gradient(index, x, d, Place("gradient"))
+        if keeps_good:
+            lowering.snapshot(0, network.n_parameters, 1)
+        _update_everything(lowering, optimizer)
+        phases = [[(0, len(program.ops), 0, batch, 0, tiling.ALL)]]
+    else:
+        phases = [tiling.row_tiles(0, row_ops, batch, tiling.rows_per_tile(shapes, batch))]
+        if plan == tiling.WIDE:
+            phases = _phases_by_op(program, row_ops, shapes)
+        phases += _parameter_phase(lowering, operands, optimizer, whole_gradient, keeps_good)
+    if whole_gradient:
+        slots = tiling.partial_count(batch) if plan == tiling.PARTIAL else 1
+        program.buffers["gradient"] = slots * padded(network.n_parameters)
+    for x, _ in operands.values():
+        program.scratch = max(program.scratch, tiling.packed_panel(x.width + 1))
+    return _with_tiles(program, phases)
+
+
+def _update_everything(lowering: Lowering, optimizer: Optimizer | None) -> None:
+    """Update ops over the whole buffer."""
+    network = lowering.network
+    if optimizer is None:
+        return
+    if optimizer.rule == "adafactor":
+        for index in range(len(network.layers)):
+            lowering.adafactor(optimizer, index)
+    else:
+        names = [parameter.name for parameter in network.parameters]
+        lowering.updates(optimizer, names, 0, 1, Place("gradient"))
+
+
+def _partial_phases(
+    lowering: Lowering, operands: dict, optimizer: Optimizer | None, keeps_good: bool
+) -> list[list[tuple]]:
+    """A partial gradient per block of rows; then their sum in order, and the update."""
+    program, network = lowering.program, lowering.network
+    rows = tiling.partial_rows(program.batch)
+    n = network.n_parameters
+    for index, (x, d) in operands.items():
+        lowering.weight_gradient(index, x, d, Place("gradient"), slot_rows=rows, slot_stride=padded(n))
+    phases = [tiling.row_tiles(0, len(program.ops), program.batch, rows)]
+    reduction = program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=padded(n))
+    if keeps_good:
+        lowering.snapshot(0, n, 1)
+    after = len(program.ops)
+    _update_everything(lowering, optimizer)
+    stop = len(program.ops)
+    if optimizer is not None and optimizer.rule == "adafactor":
+        phases.append(tiling.column_tiles(reduction, after, program.batch, n, tiling.PARAMETERS))
+        phases.append([(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, stop)])
+    else:
+        phases.append(tiling.column_tiles(reduction, stop, program.batch, n, tiling.PARAMETERS))
+    return phases
+
+
+def _parameter_phase(
+    lowering: Lowering, operands: dict, optimizer: Optimizer | None, whole_gradient: bool, keeps_good: bool
+) -> list[list[tuple]]:
+    """Per layer and tile of its weight: the gradient over the whole batch, and the update while it is in cache."""
+    program, network = lowering.program, lowering.network
+    tiles = []
+    for index, (x, d) in operands.items():
+        layer = network.layers[index]
+        first, n_rows = len(program.ops), x.width + layer.use_bias
+        gradient = Place("gradient") if whole_gradient else 0
+        lowering.weight_gradient(index, x, d, gradient, tile_local=int(not whole_gradient))
+        if keeps_good:
+            lowering.snapshot(lowering.offsets[f"{index}.weight"], n_rows * layer.n_out, layer.n_out)
+        size = tiling.weight_rows(layer.n_out)
+        if optimizer is not None and optimizer.rule == "adafactor":
+            lowering.adafactor(optimizer, index)
+            size = n_rows
+        elif optimizer is not None:
+            names = [p.name for p in network.parameters if p.layer_index == index]
+            base = lowering.offsets[f"{index}.weight"]
+            lowering.updates(optimizer, names, base, layer.n_out, 0)
+        if not whole_gradient:
+            program.scratch = max(program.scratch, min(size, n_rows) * layer.n_out)
+        tiles += tiling.column_tiles(first, len(program.ops), program.batch, n_rows, size)
+    return [tiles]
+
+
+def _phases_by_op(program: Program, row_ops: int, shapes: list) -> list[list[tuple]]:
+    """For wide layers: a phase per product with what follows it elementwise, cut by rows and columns."""
+    starts = [0]
+    for row in range(1, row_ops):
+        kernel = program.ops[row].kernel
+        if kernel == "product" or (not kernel.startswith("activation") and kernel != "metric"):
+            starts.append(row)
+    phases = []
+    for first, last in zip(starts, [*starts[1:], row_ops], strict=True):
+        op = program.ops[first]
+        if op.kernel == "product":
+            phases.append(tiling.product_tiles(first, last, program.batch, op.columns[ops.N_IN], op.columns[ops.N_OUT]))
+        else:
+            phases.append(tiling.row_tiles(first, last, program.batch, tiling.FORWARD_ROWS))
+    return phases
+
+
+def _with_tiles(program: Program, phases: list[list[tuple]]) -> Program:
+    """Put the tiles of the phases into the program."""
+    program.tiles = np.array([tile for phase in phases for tile in phase], np.int64)
+    program.phases = np.cumsum([0, *map(len, phases)]).astype(np.int64)
+    return program
