@@ -73,6 +73,8 @@ def draw(histories, confusion, misread, X, y, accuracy):
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes = top.add_subplot(grid[0, 2])
     plotting.draw_confusion_matrix(axes, confusion)
+    axes.set_xlabel("read as")
+    axes.set_ylabel("digit")
     axes.set_title(f"held-out images of {len(histories)} networks")
 
     bottom.suptitle(

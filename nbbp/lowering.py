@@ -86,7 +86,8 @@ class Lowering:
             "product",
             x=Place(x.buffer), x_stride=x.stride, w=Place("parameters", self.offsets[f"{index}.weight"]),
             w_stride=layer.n_out, y=Place(out.buffer), y_stride=out.stride,
-            n_in=x.width + layer.use_bias, n_out=layer.n_out, layout=layout, settings=program.setting(floor),
+            bias=Place("parameters", self.offsets[f"{index}.bias"]) if layer.use_bias else 0,
+            n_in=x.width, n_out=layer.n_out, layout=layout, settings=program.setting(floor),
         )  # fmt: skip
         self.steps.append(Step(index, x, out))
         return out

@@ -18,7 +18,10 @@ from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.session import FORWARD_BATCH, Session
+from nbbp.sources import Chunk
+from nbbp.targets import targets, weights
 from nbbp.training import Training
+from nbbp.validation import features
 
 __all__ = ["Model"]
 
@@ -278,16 +281,15 @@ class Model:
         twin.parameter_vector[:] = self.parameter_vector
         return check_gradients(twin, x, y, _positive("max_per_parameter", max_per_parameter))
 
-    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> data.Chunk:
+    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
+        """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
+        loss, n_out = self.loss, self.network.n_out
+        X = features(x, self.network.n_in, self.dtype, "x")
+        target = targets(y, loss, n_out, len(X), self.dtype, "y", partner="x")
+        weight = weights(sample_weight, None, target, loss, n_out, len(X), self.dtype)
         if self._session is None:
-            self._build(data.infer_n_in(x, y))
-        network = self.network
-        source = data.source(
-            x, y, n_in=network.n_in, n_out=network.n_out, loss=self.loss, dtype=self.dtype,
-            sample_weight=sample_weight, names=("x", "y", "sample_weight"), copy_limit=1 << 62,
-        )  # fmt: skip
-        (chunk,) = source.chunks(None, None)
-        return chunk
+            self._build(X.shape[1])
+        return Chunk(X, target, weight, np.arange(len(X), dtype=np.int64))
 
     # use --------------------------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ SLOT_0, SLOT_1, SLOT_2, COEFFICIENTS = 23, 24, 25, 26
 TILE_LOCAL = 27
 #: 1 where the parameter is a matrix, which Adafactor factors.
 IS_MATRIX = 28
+#: Address of the bias that a product starts from (0: none).
+BIAS = 29
 N_COLUMNS = 32
 
 #: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.

@@ -175,7 +175,8 @@ class _TwoMoments(Optimizer):
 
     def corrections(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``1 - beta**steps`` for both betas: the weight that the means have gathered by then."""
-        return 1.0 - self.betas[0] ** steps, 1.0 - self.betas[1] ** steps
+        # expm1 because a power that underflows, as beta1**t soon does, takes ten times as long
+        return tuple(-np.expm1(steps * (math.log(beta) if beta else -math.inf)) for beta in self.betas)
 
 
 @dataclass(frozen=True)

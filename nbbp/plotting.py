@@ -154,7 +154,7 @@ def draw_curves(axes: Axes, history: History, name: str = "loss") -> None:
 
 
 def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, labels: Sequence[str] | None = None) -> None:
-    """Draw how often each class (row) was read as each class (column); mistakes stand out in red.
+    """Draw how often each class (row) was predicted to be each class (column); mistakes stand out in red.
 
     Parameters
     ----------
@@ -188,8 +188,8 @@ def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, labels: Sequence[str] 
     axes.grid(False)
     axes.grid(which="minor", color="#e7e9ed", linewidth=0.8)
     axes.tick_params(which="both", length=0)
-    axes.set_xlabel("read as")
-    axes.set_ylabel("is")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
 
 
 def draw_decision_regions(

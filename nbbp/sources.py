@@ -53,10 +53,13 @@ class Source(Protocol):
         None where only reading the data would tell.
     n_batches : int or None
         Batches of an epoch where the source decides their boundaries, else None.
+    row_limit : int or None
+        Samples that a chunk may hold without taking much memory; None where a chunk takes none of its own.
     """
 
     n_samples: int | None
     n_batches: int | None
+    row_limit: int | None
 
     def chunks(self, order: np.ndarray | None, rows: int | None) -> Iterator[Chunk]:
         """Yield every sample of one epoch.
@@ -79,6 +82,7 @@ class ArraySource:
     """
 
     n_batches = None
+    row_limit = None
 
     def __init__(self, X: np.ndarray, y: np.ndarray | None = None, weight: np.ndarray | None = None) -> None:
         self.X, self.y, self.weight = X, y, weight
@@ -131,6 +135,7 @@ class MemmapSource:
         self._names = names
         self._X = feature_matrix(X, n_in, names[0])
         self.n_samples = len(X)
+        self.row_limit = max(1, CHUNK_BYTES // (n_in * self._dtype.itemsize))
         features(self._X[:1], n_in, self._dtype, names[0])
         self._y, self._y_is_ready = None, True
         if y is not None:
@@ -149,8 +154,7 @@ class MemmapSource:
                 pass
 
     def chunks(self, order: np.ndarray | None = None, rows: int | None = None) -> Iterator[Chunk]:
-        rows = rows or max(1, CHUNK_BYTES // (self._n_in * self._dtype.itemsize))
-        for part in row_ranges(self.n_samples if order is None else len(order), rows):
+        for part in row_ranges(self.n_samples if order is None else len(order), rows or self.row_limit):
             if order is None:
                 picked = np.arange(part.start, part.stop, dtype=np.int64)
                 visit = picked - part.start
@@ -192,6 +196,7 @@ class IterableSource:
     """
 
     n_samples = None
+    row_limit = None
 
     def __init__(
         self,

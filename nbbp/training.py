@@ -86,7 +86,8 @@ class Training:
             if self.shuffle:
                 order = permutation(self.source.n_samples, session.seed, session.epoch)
         session.epoch += 1
-        rows = max(batch, CHUNK_ROWS // batch * batch)
+        limit = min(CHUNK_ROWS, self.source.row_limit or CHUNK_ROWS)
+        rows = max(batch, limit // batch * batch)
         total, n_samples, sums = 0.0, 0, np.zeros(len(session.metrics))
         for chunk in self.source.chunks(order, rows):
             n = len(chunk.order)

@@ -250,7 +250,8 @@ def refuse_number(
         # Did the caller write infinity, or did the conversion make it?
         written = as_array(original, name).reshape(values.shape)[index]
         if not (isinstance(written, (float, np.floating)) and np.isinf(written)):
-            shown = f"{written:.6g}" if isinstance(written, (float, np.floating)) else "an integer"
+            # (str, because a long double may be too large for a format of its own.)
+            shown = str(written) if isinstance(written, (float, np.floating)) else "an integer"
             raise ValueError(
                 f"{name} holds {shown} at {place}, too large for {values.dtype} (at most "
                 f"{LARGEST[values.dtype.char]:.3g}): scale the data"

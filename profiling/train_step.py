@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,9 @@ from profiling.cases import (
 from profiling.digits import compare_digits
 from profiling.peers import PEERS
 from profiling.peers.worker import PeerError, Worker, save_case
+
+# Seconds between the runs of two peers: threads of the one before may wait in a loop for that long before they sleep.
+SETTLING = 0.05
 
 
 def start_workers(stack: ExitStack, peers: list[str], n_threads: int) -> dict[str, Worker]:
@@ -109,6 +113,7 @@ def time_case(
     runs: dict[str, list[float]] = {peer: [] for peer in steps}
     for _ in range(repeats):
         for peer, n in steps.items():
+            time.sleep(SETTLING)
             runs[peer].append(1e6 * workers[peer]("run", n) / n)
     return {
         peer: {"minimum": min(times), "median": median(times), "steps": steps[peer], "runs": times}

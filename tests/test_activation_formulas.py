@@ -138,7 +138,7 @@ def test_pytorch(name, alpha, dtype):
     expected = torch_function(name, alpha)(tensor)
     expected.sum().backward()
     value, derivative = run(name, x, alpha)
-    tolerance = 16 * np.finfo(dtype).eps
+    tolerance = 32 * np.finfo(dtype).eps
     if name == "softplus" and dtype == np.float64:
         tolerance = 1e-12  # PyTorch takes x itself for x > 20, and drops 2e-9 there; here x < 15
     if name == "hard_sigmoid":
@@ -213,8 +213,8 @@ def test_python_and_compiled_agree(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_are_vectors_without_float64(name):
-    assert_float32_vectors(value_loop(name), 2)
-    assert_float32_vectors(derivative_loop(name), 2)
+    for loop in LOOPS[name]:
+        assert_float32_vectors(loop, 2)
 
 
 @pytest.mark.parametrize("code", [ACTIVATIONS["softmax"].code, len(ACTIVATIONS), -1])

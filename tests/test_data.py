@@ -1,10 +1,13 @@
 """nbbp.data: features are counted, a validation part is cut off, and whatever comes is taken or refused."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, strategies
 from hypothesis.extra import numpy as hnp
 
+import nbbp
 from nbbp import data, losses
 
 
@@ -81,6 +84,42 @@ def test_split_refuses_an_empty_part():
         data.split(samples(10)[0], samples(4)[1], None, 0.5)
     with pytest.raises(TypeError, match="pass validation_data instead"):
         data.split(batches, None, None, 0.5)
+
+
+def trained(X, y, **settings):
+    """Parameters of a small network after two epochs on these data."""
+    network = nbbp.Sequential([nbbp.Dense(5, "relu"), nbbp.Dense(4)], n_in=3)
+    model = nbbp.Model(network, "crossentropy", seed=1)
+    model.fit(X, y, **{"epochs": 2, "batch_size": 8, "verbose": 0} | settings)
+    return model.parameter_vector
+
+
+def test_the_same_data_in_any_form_train_to_the_same_bits(tmp_path):
+    X, y = samples(45)
+    X = X.astype(np.float32)
+    expected = trained(X, y)
+    file = np.memmap(tmp_path / "X", np.float32, "w+", shape=X.shape)
+    file[:] = X
+    forms = {
+        "lists": (X.tolist(), y.tolist()),
+        "float64, Fortran order": (np.asfortranarray(X, np.float64), y.astype(np.uint8)),
+        "one-hot": (X, np.eye(4)[y]),
+        "file": (file, y),
+    }
+    with contextlib.suppress(ImportError):
+        import pandas
+
+        forms["DataFrame"] = (pandas.DataFrame(X), pandas.Series(y))
+    for name, (X_form, y_form) in forms.items():
+        np.testing.assert_array_equal(trained(X_form, y_form), expected, err_msg=name)
+
+    def in_batches():
+        for start in range(0, 45, 8):
+            yield X[start : start + 8], y[start : start + 8]
+
+    in_order = trained(X, y, shuffle=False)
+    np.testing.assert_array_equal(trained(in_batches, None), in_order)
+    np.testing.assert_array_equal(trained(list(in_batches()), None), in_order)
 
 
 ANY_ARRAY = hnp.arrays(

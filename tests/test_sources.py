@@ -54,6 +54,7 @@ def test_chunks_visit_every_sample_in_order(kind, rows, dtype, tmp_path):
     assert type(source).__name__ == {"array": "ArraySource", "memmap": "MemmapSource"}[kind]
     assert source.n_samples == 20
     assert source.n_batches is None
+    assert source.row_limit == (None if kind == "array" else (64 << 20) // (3 * dtype.itemsize))
     for order in (None, np.random.default_rng(1).permutation(20), np.array([3, 3, 0, 19])):
         chunks = list(source.chunks(order, rows))
         expected = np.arange(20) if order is None else order

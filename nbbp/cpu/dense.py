@@ -13,6 +13,8 @@ All variants of one op take the same arguments (outputs, inputs, parameters), re
 ``floor`` is -inf for a linear layer, 0 for a rectifier.
 """
 
+from numba import int64
+
 from nbbp import ops
 from nbbp.cpu import simd
 from nbbp.cpu.gemm import TRANSPOSED, panel_width, product
@@ -21,7 +23,7 @@ from nbbp.cpu.kernels import kernel
 
 @kernel("product")
 def product_op(zero, variant):
-    """Y = max(floor, X·W), for all three products of a dense layer; which one, the row's strides and flags say.
+    """Y = max(floor, BIAS + X·W), for all three products of a dense layer; which one, the row's strides and flags say.
 
     Over columns (forward, input gradient): Y (batch, N_OUT), X (batch, N_IN), W (N_IN, N_OUT) or its transpose; cut by
     rows and by columns. Over rows (weight gradient, CONTRACTS_ROWS): Y (N_IN, N_OUT) = Xᵀ·W with X (batch, N_IN) and
@@ -53,8 +55,11 @@ def product_op(zero, variant):
             y = simd.advance(y, row_start * y_stride + column_start)
             m, n, k = row_stop - row_start, last - column_start, op[ops.N_IN]
             x_row, x_column = x_stride, 1
+        has_bias = op[ops.BIAS] != 0
+        # without a bias a pointer that can be read all the same: masked loads of nothing from nowhere are slow
+        bias = simd.advance(simd.pointer(op[ops.BIAS], zero), column_start) if has_bias else w
         product(
-            y, y_stride, x, x_row, x_column, w, w_stride, m, n, k, floor, layout,
+            y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout,
             simd.pointer(scratch, zero), lanes, panel,
         )  # fmt: skip
 

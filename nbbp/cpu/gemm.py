@@ -1,4 +1,4 @@
-"""Dense products on one core: C = max(floor, A·B), with B plain or transposed.
+"""Dense products on one core: C = max(floor, bias + A·B), with B plain or transposed.
 
 Legend: C is m × n, A is m × k with any strides, B is k × n. A panel is ``panel_width`` columns of C; its k × panel of B
 is packed side by side where B is transposed or its rows lie so far apart that they fight for the same cache sets.
@@ -40,12 +40,16 @@ def _pack_transposed(packed, packed_stride, b, b_stride, k, n, lanes):
 
 
 @jit()
-def product(c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor, layout, scratch, lanes, panel):
-    """C = max(floor, A·B).
+def product(
+    c, c_stride, a, a_row, a_column, b, b_stride, bias, has_bias, m, n, k, floor, layout, scratch, lanes, panel
+):
+    """C = max(floor, bias + A·B).
 
     c (m, n), row stride c_stride; a (m, k), strides a_row and a_column; b (k, n) with row stride b_stride, or (n, k)
-    where `layout` is TRANSPOSED. All are pointers; `scratch` holds `scratch_size` numbers unless `layout` is IN_PLACE.
-    Writes c and scratch, which must overlap nothing. `lanes` and `panel` are LANES and panel_width of the dtype.
+    where `layout` is TRANSPOSED; bias (n,), which must be an address
+    that can be read, used only if has_bias is 1. All are pointers; `scratch` holds
+    `scratch_size` numbers unless `layout` is IN_PLACE. Writes c and scratch, which must overlap nothing. `lanes` and
+    `panel` are LANES and panel_width of the dtype.
     """
     if m <= 0:
         return
@@ -60,4 +64,7 @@ def product(c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor, layout
                 for i in range(k):
                     simd.copy(simd.advance(scratch, i * panel_stride), simd.advance(b, i * b_stride + j), width)
         panel_c = simd.advance(c, j)
-        tile.multiply_panel(panel_c, c_stride, a, a_row, a_column, panel_b, panel_stride, m, width, k, floor)
+        panel_bias = simd.advance(bias, j)
+        tile.multiply_panel(
+            panel_c, c_stride, a, a_row, a_column, panel_b, panel_stride, m, width, k, panel_bias, has_bias, floor
+        )

@@ -3,9 +3,10 @@
 Legend: a panel is m rows by up to ``MAX_VECTORS`` registers of columns; it is cut into tiles of ``rows`` × ``vectors``
 registers that hold their sums from the first to the last k, so that C is written once and never read.
 
-``C[i, j] = max(floor, sum_k A[i, k] · B[k, j])``: per k, one load of each vector of B's row, one broadcast of each A[i,
-k], ``rows · vectors`` fused multiply-adds (the register blocking of Goto and van de Geijn, "Anatomy of High-Performance
-Matrix Multiplication", ACM TOMS 34 (2008), section 6; here the compiler's own registers instead of assembly).
+``C[i, j] = max(floor, bias[j] + sum_k A[i, k] · B[k, j])``: per k, one load of each vector of B's row, one broadcast of
+each A[i, k], ``rows · vectors`` fused multiply-adds (the register blocking of Goto and van de Geijn, "Anatomy of
+High-Performance Matrix Multiplication", ACM TOMS 34 (2008), section 6; here the compiler's own registers instead of
+assembly).
 """
 
 from llvmlite import ir
@@ -28,19 +29,19 @@ def max_rows(vectors: int) -> int:
 class _Panel:
     """The operands of one panel while its LLVM IR is written."""
 
-    def __init__(self, builder, vector, operands, mask):
-        self.builder, self.vector, self.mask = builder, vector, mask
-        (
-            self.c,
-            self.c_stride,
-            self.a,
-            self.a_row,
-            self.a_column,
-            self.b,
-            self.b_stride,
-            self.k,
-            self.floor,
-        ) = operands
+    def __init__(self, builder, vector, operands, mask, has_bias):
+        self.builder, self.vector, self.mask, self.has_bias = builder, vector, mask, has_bias
+        self.c, self.c_stride, self.a, self.a_row, self.a_column = operands[:5]
+        self.b, self.b_stride, self.k, self.bias, self.floor = operands[5:]
+
+    def first_sums(self, vectors):
+        """The registers that the sums start from: the bias, or zeros."""
+        builder, lanes = self.builder, self.vector.count
+        whole = simd.splat(builder, self.has_bias, lanes)
+        last = whole if self.mask is None else builder.and_(whole, self.mask)
+        masks = [whole] * (vectors - 1) + [last]
+        starts = [builder.gep(self.bias, [simd.INT64(j * lanes)]) for j in range(vectors)]
+        return [simd.load_vector(builder, s, self.vector, m) for s, m in zip(starts, masks, strict=True)]
 
     def row_of_b(self, b, vectors):
         """The registers of one row of B; the last of them masked."""
@@ -102,8 +103,7 @@ class _Panel:
         builder = self.builder
         a = builder.gep(self.a, [builder.mul(first_row, self.a_row)])
         rows_of_a = [builder.gep(a, [builder.mul(self.a_row, simd.INT64(i))]) for i in range(rows)]
-        zero = ir.Constant(self.vector, [0.0] * self.vector.count)
-        sums = [[zero] * vectors for _ in range(rows)]
+        sums = [self.first_sums(vectors)] * rows
         k = simd.INT64(0)
         unroll = max(1, _SUMS_IN_FLIGHT // (rows * vectors))
         if unroll > 1:
@@ -144,24 +144,26 @@ class _Panel:
 
 
 @intrinsic
-def multiply_panel(typing_context, c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor):
-    """C = max(floor, A·B) for one panel of at most ``MAX_VECTORS`` registers of columns.
+def multiply_panel(typing_context, c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor):
+    """C = max(floor, bias + A·B) for one panel of at most ``MAX_VECTORS`` registers of columns.
 
-    c (m, n) with row stride c_stride; a (m, k) with any strides; b (k, n) with row stride b_stride, columns contiguous.
+    c (m, n) with row stride c_stride; a (m, k) with any strides; b (k, n) with row stride b_stride, columns contiguous;
+    bias (n,), which must be an address that can be read, used only if has_bias is 1.
     m >= 1, 1 <= n <= MAX_VECTORS·lanes, k >= 0. Strides count numbers, not bytes. `floor` is -inf for none, 0 for a
     rectifier. Writes c alone, which must not overlap a or b.
     """
     number = types.int64
-    signature = types.void(c, number, a, number, number, b, number, number, number, number, floor)
+    signature = types.void(c, number, a, number, number, b, number, number, number, number, bias, number, floor)
 
     def codegen(context, builder, signature, arguments):
-        c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, floor = arguments
+        c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor = arguments
         vector = simd.vector_type(signature.args[0].dtype)
         lanes = simd.INT64(vector.count)
         n_vectors = builder.udiv(builder.sub(builder.add(n, lanes), simd.INT64(1)), lanes)
         in_last = builder.sub(n, builder.mul(builder.sub(n_vectors, simd.INT64(1)), lanes))
         mask = simd.lane_mask(builder, in_last, vector.count)
-        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, floor)
+        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, bias, floor)
+        has_bias = builder.icmp_signed("!=", has_bias, simd.INT64(0))
         done = builder.append_basic_block("panel_done")
         is_full = builder.icmp_signed("==", in_last, lanes)
         widths = [(vectors, masked) for vectors in range(1, MAX_VECTORS + 1) for masked in _mask_variants()]
@@ -171,7 +173,7 @@ def multiply_panel(typing_context, c, c_stride, a, a_row, a_column, b, b_stride,
             fits = fits if masked else builder.and_(fits, is_full)
             builder.cbranch(fits, here, following)
             builder.position_at_end(here)
-            _Panel(builder, vector, operands, mask if masked else None).all_tiles(m, vectors, done)
+            _Panel(builder, vector, operands, mask if masked else None, has_bias).all_tiles(m, vectors, done)
             builder.position_at_end(following)
         builder.branch(done)
         builder.position_at_end(done)

@@ -102,7 +102,8 @@ def leaky_relu_derivative(a, alpha):
 
 def elu(x, alpha):
     """Return x where x > 0, else alpha (e**x - 1) (alpha >= 0; Clevert et al. 2015)."""
-    return x if x > type(x)(0.0) else alpha * expm1(x)
+    below = alpha * expm1(x)  # computed in any case: a branch around it may stay a branch
+    return x if x > type(x)(0.0) else below
 
 
 def elu_derivative(a, alpha):
@@ -113,7 +114,8 @@ def elu_derivative(a, alpha):
 def selu(x, alpha):
     """Return the self-normalising ELU, scale times elu(x, 1.67326...) (Klambauer et al. 2017)."""
     kind = type(x)
-    return kind(SELU_SCALE) * x if x > kind(0.0) else kind(SELU_SCALE * SELU_ALPHA) * expm1(x)
+    below = kind(SELU_SCALE * SELU_ALPHA) * expm1(x)
+    return kind(SELU_SCALE) * x if x > kind(0.0) else below
 
 
 def selu_derivative(a, alpha):
@@ -166,9 +168,9 @@ def hard_tanh_derivative(a, alpha):
 
 
 def hard_sigmoid(x, alpha):
-    """Return x/6 + 1/2 clipped to [0, 1]."""
+    """Return (x + 3)/6 clipped to [0, 1]."""
     kind = type(x)
-    y = x * kind(1.0 / 6.0) + kind(0.5)
+    y = (x + kind(3.0)) * kind(1.0 / 6.0)  # in this order it is 0 and 1 at the kinks
     y = kind(0.0) if y < kind(0.0) else y
     return kind(1.0) if y > kind(1.0) else y
 

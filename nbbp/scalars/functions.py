@@ -14,8 +14,9 @@ long chain of dependent operations would keep the CPU waiting.
 NaN gives NaN, and infinities give what the C library gives. An e**x below the smallest normal number is
 flushed to 0, because denormal numbers are slow on many CPUs. The sign of a zero is not kept.
 
-The errors stated are the largest seen, in units in the last place (ulp) of results that are normal numbers,
-with fused multiply-adds; tests/test_functions.py holds the functions to them.
+The errors stated are the largest seen, in units in the last place (ulp) of results that are normal numbers:
+every float32 from 2**-10 to 2**7 and many millions of others. They hold with fused multiply-adds; without,
+up to half an ulp comes on top. tests/test_functions.py holds the functions to them.
 """
 
 import numpy as np
@@ -310,7 +311,7 @@ def log1p_of_exp_float64(x):
 def exp(x: float) -> float:
     """Return e**x.
 
-    Largest error: 1.1 ulp in float32, 1.0 ulp in float64.
+    Largest error: 1.1 ulp in float32, 1.1 ulp in float64.
     Above 88.72283 (float32) or 709.782712893384 (float64) the result is inf; below -87.33654 or
     -708.3964185322641 it is 0.
     """
@@ -344,7 +345,7 @@ def log1p(x: float) -> float:
 def log1p_of_exp(x: float) -> float:
     """Return log(1 + e**x) for x <= 0, which is not checked.
 
-    Largest error: 1.8 ulp in float32, 1.8 ulp in float64.
+    Largest error: 1.9 ulp in float32, 1.9 ulp in float64.
     """
 
 
@@ -378,7 +379,7 @@ def sigmoid(x: float) -> float:
 def softplus(x: float) -> float:
     """Return log(1 + e**x), as max(x, 0) + log(1 + e**-|x|): no overflow.
 
-    Largest error: 1.9 ulp in float32, 1.8 ulp in float64.
+    Largest error: 1.9 ulp in float32, 1.9 ulp in float64.
     """
     zero = type(x)(0.0)
     return (zero if x < zero else x) + log1p_of_exp(-abs(x))

@@ -1,0 +1,41 @@
+"""Every demo runs as a user would start it, in a small setting, prints its result and saves its picture."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMOS = Path(__file__).resolve().parent.parent / "demos"
+
+SMALL = {
+    "digits": (["--seeds", "1", "--epochs", "5"], "held-out images read correctly"),
+    "worked_examples": (["--updates", "20", "--epochs", "3"], "central diff."),
+    "spiral": (["--epochs", "5"], "epoch    5: loss"),
+    "vanishing_gradients": (["--layers", "4"], "Xavier (Glorot)"),
+}
+
+
+def test_every_demo_is_tested():
+    assert {path.stem for path in DEMOS.glob("*.py")} == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_demo(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    arguments, printed = SMALL[name]
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(DEMOS.parent)}
+    done = subprocess.run(
+        [sys.executable, DEMOS / f"{name}.py", *arguments, "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert printed in done.stdout
+    picture = tmp_path / f"{name}.png"
+    assert f"picture: {picture}" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")

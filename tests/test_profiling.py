@@ -1,0 +1,185 @@
+"""The measurements themselves: their arithmetic, reference and tables, and one small run of the whole."""
+
+import json
+
+import numpy as np
+import pytest
+
+from profiling import cases, machine, report, train_step
+from profiling.cases import CASES, Case, initial_parameters, reference_losses, training_data
+from profiling.peers import PEERS
+from profiling.peers.worker import PeerError, Worker
+
+SMALL = Case((3, 5, 2), 4, 8, 1.0)
+
+
+def results(peers=("nbbp", "pytorch"), threads=("1", "2")):
+    timed = {
+        peer: {"minimum": 2.0 * 10**i, "median": 3.0 * 10**i, "steps": 5, "runs": [2.0 * 10**i]}
+        for i, peer in enumerate(peers)
+    }
+    return {
+        "machine": {
+            "cpu": "a processor",
+            "cores": 2,
+            "system": "a system",
+            "git_revision": "abc",
+            "versions": {"python": "3"},
+        },
+        "threads": {n: {"sgemm": {"SciPy": 100.0}, "rows": {CASES[0].name: timed}} for n in threads},
+        "calls": {"nbbp": {"step_from_python": 3.5, "run": 2.0, "predict_one": 1.0}},
+        "digits": {
+            "nbbp": {"minimum": 0.01, "median": 0.02, "accuracy": 0.98},
+            "scikit-learn": {"minimum": 0.2, "median": 0.3, "accuracy": 0.97},
+        },
+    }
+
+
+def test_flops_counts_two_products_in_the_first_layer_and_three_in_the_others():
+    assert SMALL.flops == 4 * 4 * 15 + 6 * 4 * 10
+    assert SMALL.n_parameters == 15 + 5 + 10 + 2
+
+
+def test_data_and_parameters_are_the_same_in_every_process():
+    for first, second in zip(initial_parameters(SMALL), initial_parameters(SMALL), strict=True):
+        np.testing.assert_array_equal(first, second)
+    (x, y), (x_again, y_again) = training_data(SMALL), training_data(SMALL)
+    np.testing.assert_array_equal(x, x_again)
+    np.testing.assert_array_equal(y, y_again)
+    assert x.dtype == np.float32
+    assert x.shape == (32, 3)
+    assert set(y) == {0, 1}
+
+
+def test_reference_learns():
+    losses = reference_losses(SMALL, initial_parameters(SMALL), *training_data(SMALL, 400), 400)
+    assert np.mean(losses[-50:]) < 0.9 * np.mean(losses[:50])
+
+
+def test_reference_agrees_with_pytorch():
+    torch = pytest.importorskip("torch")
+    parameters = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in initial_parameters(SMALL)]
+    optimizer = torch.optim.Adam(parameters, lr=cases.LEARNING_RATE)
+    x, y = training_data(SMALL)
+    losses = []
+    for i in range(SMALL.n_steps):
+        rows = slice(i * SMALL.batch, (i + 1) * SMALL.batch)
+        hidden = torch.relu(torch.tensor(x[rows], dtype=torch.float64) @ parameters[0] + parameters[1])
+        loss = torch.nn.functional.cross_entropy(hidden @ parameters[2] + parameters[3], torch.tensor(y[rows]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(
+        reference_losses(SMALL, initial_parameters(SMALL), x, y, SMALL.n_steps), losses, rtol=1e-12
+    )
+
+
+def test_a_peer_that_computes_something_else_is_not_timed():
+    class Wrong:
+        peer = "wrong"
+
+        def __call__(self, method, n):
+            assert method == "losses"
+            return [1.0] * n
+
+    train_step.validate(SMALL, Wrong(), [1.0005, 0.9995])
+    with pytest.raises(PeerError, match="wrong"):
+        train_step.validate(SMALL, Wrong(), [1.0, 1.002])
+
+    class Diverged(Wrong):
+        def __call__(self, method, n):
+            return [float("nan")] * n
+
+    with pytest.raises(PeerError):
+        train_step.validate(SMALL, Diverged(), [1.0])
+
+
+def test_tables_hold_the_figures(tmp_path):
+    text = report.text(results())
+    assert "0.0198" in text  # 1,984 operations at 100 GFLOP/s
+    assert "20.0 (10×)" in text
+    assert "10.00 times as fast as pytorch; wanted 2.20: reached" in text
+    assert "two threads 1.00 times as fast as one" in text
+    assert "3.50 µs, 1.50 µs over the step" in text
+    assert "15.0 times as fast as scikit-learn" in text
+    table = report.markdown(results())
+    assert f"| {CASES[0].name} |" in table
+    pytest.importorskip("matplotlib")
+    files = report.write(results(), tmp_path / "new")
+    assert [file.name for file in files] == ["train_step.json", "train_step.md", "train_step.png"]
+    assert json.loads(files[0].read_text(encoding="utf-8")) == results()
+    assert all(file.stat().st_size for file in files)
+
+
+def test_a_busy_second_core_is_reported():
+    assert "2 threads: the cores were not free" in report.text(results())
+    free = results()
+    free["threads"]["2"]["sgemm"]["SciPy"] = 190.0
+    assert "were not free" not in report.markdown(free)
+
+
+def test_tables_without_nbbp_or_without_anyone(tmp_path):
+    bare = results(peers=("jax-scan",), threads=("1",))
+    del bare["calls"], bare["digits"]
+    assert "jax-scan" in report.text(bare)
+    assert report.noise(results(peers=())) == (0.0, 0.0)
+    assert report.text(results(peers=()))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.4123, "0.412"),
+        (0.0105, "0.0105"),
+        (65.31, "65.3"),
+        (200.4, "200"),
+        (999.7, "1,000"),
+        (28_512, "28,500"),
+    ],
+)
+def test_microseconds_have_three_digits(value, expected):
+    assert report.microseconds(value) == expected
+
+
+@pytest.mark.parametrize("arguments", [["--rows", "7"], ["--peers", "abacus"], ["--threads", "0"]])
+def test_wrong_arguments_end_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train_step.parse(arguments)
+    assert ended.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_machine_is_described():
+    description = machine.describe()
+    assert description["cpu"]
+    assert description["cores"] >= 1
+    assert {"python", "numba", "numpy", "scipy"} <= description["versions"].keys()
+    assert description["git_revision"]
+
+
+def test_an_error_in_a_peer_comes_back_with_its_traceback():
+    with Worker("nbbp", 1) as worker:
+        assert worker("start").startswith("nbbp ")
+        with pytest.raises(PeerError, match="no_such_method"):
+            worker("no_such_method")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", PEERS)
+def test_every_installed_peer_passes_validation(peer, tmp_path):
+    with Worker(peer, 1) as worker:
+        if worker("start") is None:
+            pytest.skip(f"{peer} is not installed")
+        row = train_step.time_case(SMALL, {peer: worker}, tmp_path, repeats=1, seconds=0.001)
+    assert row[peer]["minimum"] > 0
+
+
+@pytest.mark.slow
+def test_the_whole_script(tmp_path, capsys):
+    arguments = ["--quick", "--rows", "1", "--threads", "1", "--peers", "nbbp", "--output", str(tmp_path)]
+    assert train_step.main(arguments) == 0
+    assert CASES[0].name in capsys.readouterr().out
+    measured = json.loads((tmp_path / "train_step.json").read_text(encoding="utf-8"))
+    assert measured["threads"]["1"]["rows"][CASES[0].name]["nbbp"]["minimum"] > 0
+    assert measured["calls"]["nbbp"]["predict_one"] > 0
