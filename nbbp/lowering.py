@@ -81,7 +81,9 @@ class Lowering:
         program = self.program
         out = program.matrix(f"layer {index}", layer.n_out, with_one=True)
         floor = 0.0 if layer.activation.name == "relu" else -math.inf
-        layout = PACKED if tiling.wants_packing(program.batch, x.width, layer.n_out) else IN_PLACE
+        layout = PACKED if tiling.wants_packing(program.batch, layer.n_out) else IN_PLACE
+        if layout == PACKED:
+            program.scratch = max(program.scratch, tiling.packed_panel(x.width))
         program.add(
             "product",
             x=Place(x.buffer), x_stride=x.stride, w=Place("parameters", self.offsets[f"{index}.weight"]),
@@ -202,41 +204,56 @@ class Lowering:
 
     # parameters ------------------------------------------------------------------------------------------------------
 
-    def weight_gradient(self, index: int, x: Values, d_out: Values, gradient: Place | int, **columns: int) -> None:
-        """Op for one layer's weight and bias gradient, which lie one behind the other as (n_in + 1, n_out)."""
+    def weight_gradient(
+        self, index: int, x: Values, d_out: Values, gradient: Place | int, panel: tuple[int, int] | None = None,
+        **columns: int,
+    ) -> None:  # fmt: skip
+        """Op for one layer's weight and bias gradient, which lie one behind the other as (n_in + 1, n_out).
+
+        Into the whole gradient at `gradient`, or a tile's into its scratch where that is 0; of the columns `panel`.
+        """
         layer = self.network.layers[index]
         base = self.offsets[f"{index}.weight"]
-        where = Place(gradient.buffer, gradient.offset + base) if isinstance(gradient, Place) else gradient
+        start, stop = panel or (0, layer.n_out)
+        is_local = not isinstance(gradient, Place)
         self.program.add(
-            "product", x=Place(x.buffer), x_stride=x.stride, w=Place(d_out.buffer), w_stride=d_out.stride,
-            y=where, y_stride=layer.n_out, n_in=x.width + layer.use_bias, n_out=layer.n_out, layout=IN_PLACE,
-            contracts_rows=1, settings=self.program.setting(-math.inf),
-            **{"slot_rows": self.program.batch, **columns},
+            "product", x=Place(x.buffer), x_stride=x.stride, w=Place(d_out.buffer, start), w_stride=d_out.stride,
+            y=0 if is_local else Place(gradient.buffer, gradient.offset + base + start),
+            y_stride=stop - start if is_local else layer.n_out, tile_local=int(is_local),
+            n_in=x.width + layer.use_bias, n_out=stop - start, layout=IN_PLACE, contracts_rows=1,
+            settings=self.program.setting(-math.inf), **{"slot_rows": self.program.batch, **columns},
         )  # fmt: skip
 
-    def snapshot(self, start: int, n: int, unit: int) -> None:
-        """Op that copies `n` parameters from `start` on in the first step of a run, if its loss is finite."""
+    def snapshot(self, start: int, n_rows: int, panel: tuple[int, int], stride: int) -> None:
+        """Op that keeps rows of parameters from `start` on in the first step of a run, if its loss is finite."""
         self.program.add(
-            "snapshot", x=Place("parameters", start), y=Place("good parameters", start), n_out=n, slot_stride=unit,
-            row_values=Place("loss values"),
+            "snapshot", x=Place("parameters", start + panel[0]), y=Place("good parameters", start + panel[0]),
+            n_in=n_rows, n_out=panel[1] - panel[0], w_stride=stride, row_values=Place("loss values"),
         )  # fmt: skip
 
-    def updates(self, optimizer: Optimizer, names: Sequence[str], base: int, unit: int, gradient: Place | int) -> None:
-        """Update ops for neighbouring parameters from `base` on; those of equal settings share one."""
+    def updates(
+        self, optimizer: Optimizer, names: Sequence[str], base: int, gradient: Place | int, panel: tuple[int, int],
+        stride: int,
+    ) -> None:  # fmt: skip
+        """Update ops for neighbouring parameters from `base` on; those of equal settings share one.
+
+        They are taken as rows of `stride` numbers, of which the columns `panel` are updated.
+        """
         segments: list[list] = []
         for parameter in self.network.parameters:
             if parameter.name in names:
                 settings = optimizer.settings(parameter.name)
                 if segments and segments[-1][2] == settings:
-                    segments[-1][1] = parameter.stop - base
+                    segments[-1][1] = (parameter.stop - base) // stride
                 else:
-                    segments.append([parameter.offset - base, parameter.stop - base, settings])
+                    segments.append([(parameter.offset - base) // stride, (parameter.stop - base) // stride, settings])
+        slots = {f"slot_{k}": Place(f"slot {k}", base + panel[0]) for k in range(optimizer.n_slots)}
         for start, stop, settings in segments:
             self.program.add(
-                "update", UPDATES[optimizer.rule].code, x=gradient, w=Place("parameters", base),
-                n_in=start, n_out=stop, slot_stride=unit, tile_local=int(gradient == 0),
-                coefficients=Place(coefficients_buffer(settings)),
-                **{f"slot_{k}": Place(f"slot {k}", base) for k in range(optimizer.n_slots)},
+                "update", UPDATES[optimizer.rule].code, x=gradient, w=Place("parameters", base + panel[0]),
+                w_stride=stride, n_in=start, n_out=stop, slot_stride=panel[1] - panel[0],
+                tile_local=int(not isinstance(gradient, Place)),
+                coefficients=Place(coefficients_buffer(settings)), **slots,
             )  # fmt: skip
 
     def adafactor(self, optimizer: Optimizer, index: int) -> None:

@@ -47,6 +47,10 @@ class Op:
     variant: int = 0
     columns: dict[int, int | Place] = field(default_factory=dict)
 
+    def places(self) -> list[Place]:
+        """The columns that are places in buffers."""
+        return [value for value in self.columns.values() if isinstance(value, Place)]
+
 
 @dataclass
 class Program:
@@ -68,6 +72,8 @@ class Program:
         What `SETTINGS` columns point into.
     scratch : int
         Numbers of scratch that each thread needs.
+    is_shared : bool
+        Whether a step is long enough for more than one thread.
     """
 
     batch: int
@@ -78,6 +84,7 @@ class Program:
     ones: list[tuple[str, int, int]] = field(default_factory=list)
     settings: list[float] = field(default_factory=list)
     scratch: int = PADDING
+    is_shared: bool = True
 
     def find(self, kernel: str) -> list[int]:
         """The rows of every op of this kernel."""

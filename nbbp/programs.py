@@ -36,7 +36,7 @@ def prediction_program(network: Sequential, batch: int, also: Activation | None 
         y_stride=out.width,
         n_out=out.width,
     )
-    return _with_tiles(program, [tiling.row_tiles(0, len(program.ops), batch, tiling.FORWARD_ROWS)])
+    return _forward_only(lowering)
 
 
 def evaluation_program(
@@ -47,8 +47,14 @@ def evaluation_program(
     out = lowering.forward(lowering.gather(), takes_logits(network, loss))
     lowering.loss(loss, out, target_is_labels, with_gradient=False)
     lowering.metrics(metrics, loss, out, target_is_labels)
+    return _forward_only(lowering)
+
+
+def _forward_only(lowering: Lowering) -> Program:
+    """Blocks of rows through all ops."""
     program = lowering.program
-    return _with_tiles(program, [tiling.row_tiles(0, len(program.ops), batch, tiling.FORWARD_ROWS)])
+    program.is_shared = tiling.is_shared(2.0 * program.batch * lowering.network.n_parameters)
+    return _with_tiles(program, [tiling.row_tiles(0, len(program.ops), program.batch, tiling.FORWARD_ROWS)])
 
 
 def training_program(
@@ -71,28 +77,25 @@ def training_program(
     lowering.metrics(metrics, loss, out, target_is_labels)
     operands = lowering.backward(d_out)
     shapes = [(values.width, network.layers[index].n_out) for index, (values, _) in operands.items()]
+    program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
     plan = tiling.plan(shapes, batch)
-    whole_gradient = optimizer is None or optimizer.rule == "adafactor" or plan in (tiling.ALONE, tiling.PARTIAL)
-    row_ops = len(program.ops)
+    n_partials = 1
     if plan == tiling.PARTIAL:
-        phases = _partial_phases(lowering, operands, optimizer, keeps_good)
+        rows = tiling.partial_rows(shapes, batch)
+        n_partials = -(-batch // rows)
+        phases = _partial_phases(lowering, operands, optimizer, keeps_good, rows)
     elif plan == tiling.ALONE:
         for index, (x, d) in operands.items():
             lowering.weight_gradient(index, x, d, Place("gradient"))
         if keeps_good:
-            lowering.snapshot(0, network.n_parameters, 1)
+            lowering.snapshot(0, network.n_parameters, (0, 1), 1)
         _update_everything(lowering, optimizer)
         phases = [[(0, len(program.ops), 0, batch, 0, tiling.ALL)]]
     else:
-        phases = [tiling.row_tiles(0, row_ops, batch, tiling.rows_per_tile(shapes, batch))]
-        if plan == tiling.WIDE:
-            phases = _phases_by_op(program, row_ops, shapes)
-        phases += _parameter_phase(lowering, operands, optimizer, whole_gradient, keeps_good)
-    if whole_gradient:
-        slots = tiling.partial_count(batch) if plan == tiling.PARTIAL else 1
-        program.buffers["gradient"] = slots * padded(network.n_parameters)
-    for x, _ in operands.values():
-        program.scratch = max(program.scratch, tiling.packed_panel(x.width + 1))
+        phases = _phases_by_op(program)
+        phases.append(_parameter_phase(lowering, operands, optimizer, keeps_good))
+    if any(place.buffer == "gradient" for op in program.ops for place in op.places()):
+        program.buffers["gradient"] = n_partials * padded(network.n_parameters)
     return _with_tiles(program, phases)
 
 
@@ -106,22 +109,21 @@ def _update_everything(lowering: Lowering, optimizer: Optimizer | None) -> None:
             lowering.adafactor(optimizer, index)
     else:
         names = [parameter.name for parameter in network.parameters]
-        lowering.updates(optimizer, names, 0, 1, Place("gradient"))
+        lowering.updates(optimizer, names, 0, Place("gradient"), (0, 1), 1)
 
 
 def _partial_phases(
-    lowering: Lowering, operands: dict, optimizer: Optimizer | None, keeps_good: bool
+    lowering: Lowering, operands: dict, optimizer: Optimizer | None, keeps_good: bool, rows: int
 ) -> list[list[tuple]]:
     """A partial gradient per block of rows; then their sum in order, and the update."""
     program, network = lowering.program, lowering.network
-    rows = tiling.partial_rows(program.batch)
     n = network.n_parameters
     for index, (x, d) in operands.items():
         lowering.weight_gradient(index, x, d, Place("gradient"), slot_rows=rows, slot_stride=padded(n))
     phases = [tiling.row_tiles(0, len(program.ops), program.batch, rows)]
     reduction = program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=padded(n))
     if keeps_good:
-        lowering.snapshot(0, n, 1)
+        lowering.snapshot(0, n, (0, 1), 1)
     after = len(program.ops)
     _update_everything(lowering, optimizer)
     stop = len(program.ops)
@@ -133,42 +135,47 @@ def _partial_phases(
     return phases
 
 
-def _parameter_phase(
-    lowering: Lowering, operands: dict, optimizer: Optimizer | None, whole_gradient: bool, keeps_good: bool
-) -> list[list[tuple]]:
-    """Per layer and tile of its weight: the gradient over the whole batch, and the update while it is in cache."""
+def _parameter_phase(lowering: Lowering, operands: dict, optimizer: Optimizer | None, keeps_good: bool) -> list[tuple]:
+    """Per panel and block of rows of a weight: the gradient over the whole batch, and the update while it is in cache.
+
+    Panels that lie at the same part of their layers follow each other, so that a thread's stretch of tiles holds the
+    weights of the outputs that are its own in the forward products too.
+    """
     program, network = lowering.program, lowering.network
+    is_whole = optimizer is None or optimizer.rule == "adafactor"
     tiles = []
     for index, (x, d) in operands.items():
         layer = network.layers[index]
-        first, n_rows = len(program.ops), x.width + layer.use_bias
-        gradient = Place("gradient") if whole_gradient else 0
-        lowering.weight_gradient(index, x, d, gradient, tile_local=int(not whole_gradient))
-        if keeps_good:
-            lowering.snapshot(lowering.offsets[f"{index}.weight"], n_rows * layer.n_out, layer.n_out)
-        size = tiling.weight_rows(layer.n_out)
-        if optimizer is not None and optimizer.rule == "adafactor":
-            lowering.adafactor(optimizer, index)
-            size = n_rows
-        elif optimizer is not None:
-            names = [p.name for p in network.parameters if p.layer_index == index]
-            base = lowering.offsets[f"{index}.weight"]
-            lowering.updates(optimizer, names, base, layer.n_out, 0)
-        if not whole_gradient:
-            program.scratch = max(program.scratch, min(size, n_rows) * layer.n_out)
-        tiles += tiling.column_tiles(first, len(program.ops), program.batch, n_rows, size)
-    return [tiles]
+        n_rows, base = x.width + layer.use_bias, lowering.offsets[f"{index}.weight"]
+        names = [parameter.name for parameter in network.parameters if parameter.layer_index == index]
+        whole = optimizer is not None and is_whole
+        for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out):
+            width = panel[1] - panel[0]
+            size = n_rows if whole else max(1, tiling.PARAMETERS // width)
+            first = len(program.ops)
+            lowering.weight_gradient(index, x, d, Place("gradient") if is_whole else 0, panel)
+            if keeps_good:
+                lowering.snapshot(base, n_rows, panel, layer.n_out)
+            if whole:
+                lowering.adafactor(optimizer, index)
+            elif optimizer is not None:
+                lowering.updates(optimizer, names, base, 0, panel, layer.n_out)
+                program.scratch = max(program.scratch, min(size, n_rows) * width)
+            part = panel[0] / layer.n_out
+            for tile in tiling.column_tiles(first, len(program.ops), program.batch, n_rows, size):
+                tiles.append((part, tile))
+    return [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
 
 
-def _phases_by_op(program: Program, row_ops: int, shapes: list) -> list[list[tuple]]:
+def _phases_by_op(program: Program) -> list[list[tuple]]:
     """For wide layers: a phase per product with what follows it elementwise, cut by rows and columns."""
-    starts = [0]
-    for row in range(1, row_ops):
+    starts, stop = [0], len(program.ops)
+    for row in range(1, stop):
         kernel = program.ops[row].kernel
         if kernel == "product" or (not kernel.startswith("activation") and kernel != "metric"):
             starts.append(row)
     phases = []
-    for first, last in zip(starts, [*starts[1:], row_ops], strict=True):
+    for first, last in zip(starts, [*starts[1:], stop], strict=True):
         op = program.ops[first]
         if op.kernel == "product":
             phases.append(tiling.product_tiles(first, last, program.batch, op.columns[ops.N_IN], op.columns[ops.N_OUT]))

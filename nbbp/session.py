@@ -176,7 +176,8 @@ class Session:
         self._attach_coefficients(bound, 1)
         bound.run(n)
         self.step += 1
-        self._steps_ahead = 0
+        # a quick step may share this program, which now weighs and orders its rows as this chunk does
+        self._steps_ahead, self._quick = 0, None
         return self.total(float(losses.sum()), n)
 
     def total(self, sum_of_rows: float, n: int) -> float:

@@ -13,46 +13,57 @@ from collections.abc import Sequence
 ALL = 1 << 40
 
 #: Ways to cut a training step.
-ALONE = "alone"  # one tile: the whole step is too short to share
-ROWS = "rows"  # blocks of rows through all layers; then blocks of weights over the whole batch
-PARTIAL = "partial"  # blocks of rows, each with a gradient of its own; then their sum
-WIDE = "wide"  # layer by layer, in tiles of outputs
+ALONE = "alone"  # one tile: the step is too short to share
+PARTIAL = "partial"  # blocks of rows through all layers, each with a gradient of its own; then their sum
+WIDE = "wide"  # layer by layer: panels of outputs, so that a panel's weights stay with the thread that updates them
 
-#: A step below this many floating-point operations (some 7 µs) is not shared.
-_ALONE_WORK = 1.5e6
-#: Weights of a layer from which on a block of rows no longer keeps them in the second cache level.
+#: Weights of a layer from which on they are worth more than the batch: threads share them out, not rows.
 _WIDE_WEIGHTS = 1 << 16
-#: Rows from which on the layers' outputs of a batch no longer fit the second cache level.
-_PARTIAL_BATCH = 1024
-#: Floating-point operations of a tile that make taking it cheap (some 4 µs).
-_TILE_WORK = 1e6
-#: The same for a block of rows through all layers, which packs its weights once.
-_ROWS_WORK = 3e6
+#: Floating-point operations from which on a step is shared among threads (some 90 µs): below, moving the data from
+#: core to core costs what the second core saves.
+_SHARED_WORK = 2e7
+#: Rows and floating-point operations of a block that make a gradient of its own cheap, and how many blocks at most.
+_PARTIAL_ROWS = 128
+_PARTIAL_WORK = 1e7
 _MAX_PARTIALS = 16
+#: Floating-point operations of a tile of a wide product that make taking it cheap (some 4 µs).
+_TILE_WORK = 1e6
+#: Rows and columns from which on a forward product copies its weights side by side before it reads them row by row.
+_PACKED_ROWS = 32
+_PACKED_COLUMNS = 256
 
 #: Rows of a tile in prediction and evaluation.
 FORWARD_ROWS = 64
 #: Rows that a loss takes at a time (as in cpu/crossentropy.py).
 LOSS_ROWS = 64
-#: Numbers of a tile of an update.
+#: Numbers of a tile of an update, or of a weight whose gradient is computed and applied at once.
 PARAMETERS = 1 << 13
-#: Columns of a tile of a wide product: the widest panel of cpu/tile.py, or a multiple.
+#: Columns of a tile of a wide product: the widest panel of cpu/tile.py.
 _PANEL = 64
+#: Panels of a wide weight: enough for as many threads, each wide enough to read memory in long runs.
+_PANELS = 16
+
+
+def work(shapes: Sequence[tuple[int, int]], batch: int) -> float:
+    """Floating-point operations of a training step; `shapes` are (n_in, n_out) of the dense layers."""
+    return 6.0 * batch * sum(n_in * n_out for n_in, n_out in shapes)
 
 
 def plan(shapes: Sequence[tuple[int, int]], batch: int) -> str:
-    """Which of the four ways; `shapes` are (n_in, n_out) of the dense layers."""
-    weights = [n_in * n_out for n_in, n_out in shapes]
-    if 6 * batch * sum(weights) < _ALONE_WORK:
-        return ALONE
-    if max(weights) >= _WIDE_WEIGHTS:
+    """Which of the three ways."""
+    if max(n_in * n_out for n_in, n_out in shapes) >= _WIDE_WEIGHTS:
         return WIDE
-    return PARTIAL if batch > _PARTIAL_BATCH else ROWS
+    return PARTIAL if batch > partial_rows(shapes, batch) else ALONE
 
 
-def wants_packing(batch: int, n_in: int, n_out: int) -> bool:
+def is_shared(operations: float) -> bool:
+    """Whether a step of so many floating-point operations is worth more than one thread."""
+    return operations >= _SHARED_WORK
+
+
+def wants_packing(batch: int, n_out: int) -> bool:
     """Whether a forward product should copy its weights side by side first: many rows, long strides."""
-    return batch >= 32 and n_out >= 256
+    return batch >= _PACKED_ROWS and n_out >= _PACKED_COLUMNS
 
 
 def packed_panel(k: int) -> int:
@@ -60,26 +71,16 @@ def packed_panel(k: int) -> int:
     return _PANEL * (-(-k // 16) * 16)
 
 
-def rows_per_tile(shapes: Sequence[tuple[int, int]], batch: int) -> int:
-    """Rows of a tile of ROWS: whole cache lines of rows, worth some microseconds."""
-    per_row = 4 * sum(n_in * n_out for n_in, n_out in shapes)
-    rows = max(int(_ROWS_WORK / per_row), -(-batch // _MAX_PARTIALS))
+def partial_rows(shapes: Sequence[tuple[int, int]], batch: int) -> int:
+    """Rows that share a partial gradient."""
+    rows = max(_PARTIAL_ROWS, int(_PARTIAL_WORK / work(shapes, 1)), -(-batch // _MAX_PARTIALS))
     return -(-rows // 16) * 16
 
 
-def partial_rows(batch: int) -> int:
-    """Rows that share a partial gradient."""
-    return -(-batch // _MAX_PARTIALS // 16) * 16
-
-
-def partial_count(batch: int) -> int:
-    """Number of partial gradients."""
-    return -(-batch // partial_rows(batch))
-
-
-def weight_rows(n_out: int) -> int:
-    """Rows of a weight whose gradient is computed and applied at once: some 8 KB to 256 KB."""
-    return max(64 if n_out >= 256 else 16, 2048 // n_out)
+def panels(n_out: int) -> list[tuple[int, int]]:
+    """The columns [start, stop) of a weight that one thread updates at a time."""
+    width = max(_PANEL, n_out // _PANELS // _PANEL * _PANEL) if n_out >= 2 * _PANEL else n_out
+    return [(start, min(start + width, n_out)) for start in range(0, n_out, width)]
 
 
 def row_tiles(first_op: int, last_op: int, batch: int, rows: int) -> list[tuple]:

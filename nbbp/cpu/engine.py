@@ -145,7 +145,9 @@ class BoundProgram:
         return np.concatenate([self._attached[name][0] for name in sorted(names) if name in self._attached])
 
     def n_threads(self) -> int:
-        """Threads that a run takes: as many as are set, as long as every one can have a tile."""
+        """Threads that a run takes: as many as are set, if the steps are worth it and every one can have a tile."""
+        if not self.program.is_shared:
+            return 1
         return min(get_num_threads(), int(np.diff(self.phases).max()))
 
     def run(self, n_samples: int) -> None:

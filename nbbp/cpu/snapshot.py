@@ -15,8 +15,9 @@ from nbbp.cpu.kernels import kernel
 
 @kernel("snapshot")
 def snapshot(zero, variant):
-    """Y = X for numbers [column_start, column_stop) · SLOT_STRIDE, below N_OUT, if ROW_VALUES of the batch are
-    finite.
+    """Y = X for rows [column_start, column_stop), below N_IN, if ROW_VALUES of the batch are finite. Writes Y.
+
+    X, Y: rows of N_OUT numbers, W_STRIDE apart.
     """
 
     def snapshot(op, step, row_start, row_stop, column_start, column_stop, scratch):
@@ -26,9 +27,8 @@ def snapshot(zero, variant):
         for r in range(row_start, row_stop):
             if not math.isfinite(values[r]):
                 return
-        first = column_start * op[ops.SLOT_STRIDE]
-        last = min(column_stop * op[ops.SLOT_STRIDE], op[ops.N_OUT])
-        x = simd.advance(simd.pointer(op[ops.X], zero), first)
-        simd.copy(simd.advance(simd.pointer(op[ops.Y], zero), first), x, last - first)
+        for r in range(column_start, min(column_stop, op[ops.N_IN])):
+            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.W_STRIDE])
+            simd.copy(simd.advance(simd.pointer(op[ops.Y], zero), r * op[ops.W_STRIDE]), x, op[ops.N_OUT])
 
     return snapshot

@@ -37,23 +37,21 @@ def reduce_gradient(zero, variant):
 def update(zero, variant):
     """W, slots = rule(W, X, slots): one step of the rule `variant` over the segment within the tile.
 
-    X the gradient of the whole buffer, or of the tile alone (TILE_LOCAL, in scratch where X is 0). Writes W and the
-    slots; none of them may overlap.
+    X the gradient, of all rows or of the tile's alone (TILE_LOCAL, in scratch where X is 0), without gaps. Writes W and
+    the slots; none of them may overlap.
     """
     n_slots = _SLOTS_BY_CODE[variant]
 
     def update(op, step, row_start, row_stop, column_start, column_stop, scratch):
-        unit = op[ops.SLOT_STRIDE]
-        first, last = max(column_start * unit, op[ops.N_IN]), min(column_stop * unit, op[ops.N_OUT])
-        n = last - first
-        if n <= 0:
+        width, stride = op[ops.SLOT_STRIDE], op[ops.W_STRIDE]
+        first, last = max(column_start, op[ops.N_IN]), min(column_stop, op[ops.N_OUT])
+        if last <= first:
             return
-        gradient = op[ops.X] if op[ops.X] != 0 else scratch
-        g = simd.advance(simd.pointer(gradient, zero), first - column_start * unit if op[ops.TILE_LOCAL] else first)
-        w = simd.advance(simd.pointer(op[ops.W], zero), first)
-        s0 = simd.advance(simd.pointer(op[ops.SLOT_0], zero), first)
-        s1 = simd.advance(simd.pointer(op[ops.SLOT_1], zero), first)
-        s2 = simd.advance(simd.pointer(op[ops.SLOT_2], zero), first)
+        gradient = simd.pointer(op[ops.X] if op[ops.X] != 0 else scratch, zero)
+        gradient = simd.advance(gradient, (first - column_start if op[ops.TILE_LOCAL] else first) * width)
+        n_rows, n = last - first, width
+        if stride == width:
+            n_rows, n = 1, n_rows * width
         line = simd.advance(simd.pointer(op[ops.COEFFICIENTS], float64(0)), step * ops.N_COEFFICIENTS)
         number = type(zero)
         l2, l1, kept = number(line[0]), number(line[1]), number(line[2])
@@ -62,18 +60,25 @@ def update(zero, variant):
             number(line[7]), number(line[8]), number(line[9]), number(line[10]),
         )  # fmt: skip
         is_plain = l2 == 0 and l1 == 0 and kept == 1
-        for i in range(n):
-            parameter, slope = w[i], g[i]
-            if not is_plain:
-                slope = penalized(parameter, slope, l2, l1)
-                parameter *= kept
-            if n_slots == 0:
-                w[i], _, _, _ = update_rule(variant, parameter, slope, zero, zero, zero, c)
-            elif n_slots == 1:
-                w[i], s0[i], _, _ = update_rule(variant, parameter, slope, s0[i], zero, zero, c)
-            elif n_slots == 2:
-                w[i], s0[i], s1[i], _ = update_rule(variant, parameter, slope, s0[i], s1[i], zero, c)
-            else:
-                w[i], s0[i], s1[i], s2[i] = update_rule(variant, parameter, slope, s0[i], s1[i], s2[i], c)
+        for r in range(n_rows):
+            at = (first + r) * stride
+            g = simd.advance(gradient, r * width)
+            w = simd.advance(simd.pointer(op[ops.W], zero), at)
+            s0 = simd.advance(simd.pointer(op[ops.SLOT_0], zero), at)
+            s1 = simd.advance(simd.pointer(op[ops.SLOT_1], zero), at)
+            s2 = simd.advance(simd.pointer(op[ops.SLOT_2], zero), at)
+            for i in range(n):
+                parameter, slope = w[i], g[i]
+                if not is_plain:
+                    slope = penalized(parameter, slope, l2, l1)
+                    parameter *= kept
+                if n_slots == 0:
+                    w[i], _, _, _ = update_rule(variant, parameter, slope, zero, zero, zero, c)
+                elif n_slots == 1:
+                    w[i], s0[i], _, _ = update_rule(variant, parameter, slope, s0[i], zero, zero, c)
+                elif n_slots == 2:
+                    w[i], s0[i], s1[i], _ = update_rule(variant, parameter, slope, s0[i], s1[i], zero, c)
+                else:
+                    w[i], s0[i], s1[i], s2[i] = update_rule(variant, parameter, slope, s0[i], s1[i], s2[i], c)
 
     return update
