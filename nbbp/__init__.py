@@ -4,7 +4,6 @@ read.
 
 from nbbp import datasets, initializers, losses, metrics, optimizers
 from nbbp.cpu.engine import get_num_threads, set_num_threads
-from nbbp.cpu.warmup import warmup
 from nbbp.divergence import TrainingDiverged
 from nbbp.gradcheck import GradientCheck
 from nbbp.history import History
@@ -24,6 +23,7 @@ from nbbp.optimizers import (
     RAdam,
     RMSprop,
 )
+from nbbp.warming import warmup
 
 __version__ = "0.1.0"
 

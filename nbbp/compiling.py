@@ -1,17 +1,30 @@
 """How functions of this package are compiled: cached on disk where the machine lets us, and never silently slow.
 
-Numba's global settings belong to the user's own functions and are not touched.
+Numba's global settings belong to the user's own functions and are not touched. Numba keys the machine code of a
+function by that function's own file, so it would outlive a change of what the function calls in another file, which is
+what an upgrade brings: old code would read a new op table. Here the key holds every file that machine code comes from.
 """
 
+import hashlib
+import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache, NullCache
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 #: Arithmetic may be reordered; NaN and infinity stay visible.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
+
+_PACKAGE = Path(__file__).resolve().parent
+#: Files and folders with code that is compiled, or that shapes it, and the switches that do.
+_COMPILED = ("cpu", "scalars", "compiling.py", "metrics.py", "ops.py", "validation.py")
+_SWITCHES = ("NBBP_FLUSH_TO_ZERO", "NBBP_VECTOR_BITS")
 
 _said = set()
 
@@ -20,45 +33,105 @@ def jit(**options: Any) -> Callable:
     """`numba.njit` that releases the GIL, divides as NumPy does and caches its machine code on disk."""
 
     def decorate(function: Callable) -> Callable:
-        return _with_cache(lambda cache: numba.njit(nogil=True, error_model="numpy", cache=cache, **options)(function))
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+        dispatcher._cache = _cache_of(function)
+        return dispatcher
 
     return decorate
 
 
 def cfunc(signature, **options: Any) -> Callable:
-    """`numba.cfunc`, a function with an address, under the same rules as `jit`; announces a cold compile."""
+    """`numba.cfunc`, a function with an address, under the same rules as `jit`."""
 
-    def decorate(function: Callable):
-        compiled = _with_cache(
-            lambda cache: numba.cfunc(signature, error_model="numpy", cache=cache, **options)(function)
-        )
-        if compiled.cache_hits == 0:
-            announce_compiling()
+    def decorate(function: Callable) -> CFunc:
+        settings = {"error_model": "numpy", **options}
+        compiled = CFunc(function, normalize_signature(signature), locals={}, options=settings)
+        compiled._cache = _cache_of(function)
+        compiled.compile()
         return compiled
 
     return decorate
 
 
-def announce_compiling() -> None:
-    """Say on stderr, once per process, that machine code is being made."""
-    if "compiling" not in _said:
-        _said.add("compiling")
-        print("nbbp: compiling kernels for this processor (once; they are cached)", file=sys.stderr, flush=True)
+def fingerprint() -> str:
+    """A digest of the source of everything that is compiled, and of the switches that change what comes out."""
+    digest = hashlib.sha256(repr([os.environ.get(name) for name in _SWITCHES]).encode())
+    for name in _COMPILED:
+        path = _PACKAGE / name
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            # (A frozen application has no sources: there Numba keys by the application.)
+            digest.update(file.name.encode() + b"\0" + (file.read_bytes() if file.is_file() else b""))
+    return digest.hexdigest()
 
 
-def _with_cache(compile_with: Callable[[bool], Any]) -> Any:
-    """`compile_with(True)`, or `compile_with(False)` where no folder takes the cache."""
+class _Cache(FunctionCache):
+    """Machine code of one function on disk; a cache that cannot be read or written costs time, not the result."""
+
+    _fingerprint: str | None = None
+
+    def __init__(self, function: Callable) -> None:
+        super().__init__(function)
+        if _Cache._fingerprint is None:
+            _Cache._fingerprint = fingerprint()
+        file = self._cache_file
+        file._source_stamp = (file._source_stamp, _Cache._fingerprint)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
+        try:
+            found = super().load_overload(sig, target_context)
+        except Exception:  # whatever unpickling a damaged file raises
+            self._discard()
+        if found is None:
+            _announce_compiling()
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:  # the disk is full, the folder is gone or was closed to us
+            _warn_uncached(error)
+
+    def _discard(self) -> None:
+        """Empty a damaged index, so that what is compiled now can be saved."""
+        try:
+            self.flush()
+        except OSError as error:
+            _warn_uncached(error)
+
+
+class _NoCache(NullCache):
+    """Where no folder takes the cache."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        _announce_compiling()
+
+
+def _cache_of(function: Callable) -> FunctionCache | NullCache:
     try:
-        return compile_with(True)
+        return _Cache(function)
     except (RuntimeError, OSError) as error:
         if not isinstance(error, OSError) and "cannot cache" not in str(error):
             raise
-        if "uncached" not in _said:
-            _said.add("uncached")
-            warnings.warn(
-                f"nbbp cannot cache its machine code ({error}); it is compiled anew in every process. "
-                "Set NUMBA_CACHE_DIR to a folder that can be written to.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        return compile_with(False)
+        _warn_uncached(error)
+        return _NoCache()
+
+
+def _announce_compiling() -> None:
+    """Say on stderr, once per process, that machine code is being made."""
+    if "compiling" not in _said:
+        _said.add("compiling")
+        kept = "in every process, for want of a cache" if "uncached" in _said else "once; they are cached"
+        print(f"nbbp: compiling kernels for this processor ({kept})", file=sys.stderr, flush=True)
+
+
+def _warn_uncached(error: Exception) -> None:
+    """Warn, once per process, that machine code is not kept."""
+    if "uncached" not in _said:
+        _said.add("uncached")
+        warnings.warn(
+            f"nbbp cannot cache its machine code ({error}); it is compiled anew in every process. "
+            "Set NUMBA_CACHE_DIR to a folder that can be written to.",
+            RuntimeWarning,
+            stacklevel=3,
+        )

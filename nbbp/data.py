@@ -144,6 +144,8 @@ def is_iterable_of_batches(X: Any, y: Any = None, labelled: bool = True) -> bool
         return labelled and y is None and len(X) > 0 and all(_looks_like_batch(entry) for entry in X)
     if any(hasattr(X, attribute) for attribute in ("__array__", "to_numpy", "__array_interface__", "toarray")):
         return False
+    if _is_buffer(X):
+        return False
     return callable(X) or hasattr(X, "__iter__")
 
 
@@ -223,6 +225,15 @@ def _rows(value: Any, rows: slice) -> Any:
         return None
     # A DataFrame's plain [] may go by label.
     return value.iloc[rows] if hasattr(value, "iloc") else value[rows]
+
+
+def _is_buffer(X: Any) -> bool:
+    """Whether X is memory that NumPy can read, such as a memoryview or an ``array.array``."""
+    try:
+        memoryview(X)
+    except (TypeError, ValueError, BufferError):
+        return False
+    return True
 
 
 def _looks_like_batch(entry: Any) -> bool:

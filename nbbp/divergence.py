@@ -23,7 +23,7 @@ class TrainingDiverged(FloatingPointError):
     history: History | None = None
 
 
-def first_layer_gone(session: Session, chunk: Chunk, row: int) -> str:
+def first_layer_gone(session: Session, chunk: Chunk | None, row: int) -> str:
     """Which layer's numbers went first, from the parameters as the run left them and one row of its data."""
     for parameter in session.network.parameters:
         values = parameter.view(session.parameters)

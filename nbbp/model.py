@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,8 @@ from nbbp.validation import features
 __all__ = ["Model"]
 
 _DTYPES = ("float32", "float64")
+#: What a model is made of: fixed, because its memory and its programs are made for it.
+_FIXED = ("network", "loss", "optimizer", "metrics", "device", "dtype", "seed")
 
 
 class Model:
@@ -78,7 +81,7 @@ class Model:
             raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must be an integer from 0 to 2**63 - 1; got {seed!r}")
-        if isinstance(metrics, (str, Metric)):
+        if isinstance(metrics, (str, Metric)) or not isinstance(metrics, Iterable):
             raise TypeError(f"metrics must be a sequence such as ('accuracy',); got {metrics!r}")
         self.network = network
         self.loss = losses.get(loss)
@@ -98,13 +101,36 @@ class Model:
             f"dtype={self.dtype.name!r}, seed={self.seed})"
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and self.__dict__.get("_session") is not None:
+            raise AttributeError(
+                f"{name} cannot be changed, because the model's memory is made for it: make another Model, and give it "
+                "these parameters with other.parameter_vector[:] = model.parameter_vector"
+            )
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy.deepcopy; the copy has memory of its own and goes on from where this model stands."""
+        return {**self.__dict__, "_parameters": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._name_parameters()
+
     # parameters -------------------------------------------------------------------------------------------
 
     def _build(self, n_in: int) -> None:
         self.network = self.network.build(n_in)
         self._session = Session(self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed)
-        flat = self._session.parameters
-        self._parameters = MappingProxyType({p.name: p.view(flat) for p in self.network.parameters})
+        self._name_parameters()
+
+    def _name_parameters(self) -> None:
+        if self._session is not None:
+            self._parameters = MappingProxyType(self._named(self._session.parameters))
+
+    def _named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Views of a flat buffer (n_parameters,) by the names of the parameters."""
+        return {parameter.name: parameter.view(flat) for parameter in self.network.parameters}
 
     @property
     def _built(self) -> Session:
@@ -182,19 +208,23 @@ class Model:
         Raises
         ------
         TypeError, ValueError
-            For data that cannot be trained on; nothing has changed then.
+            For data that cannot be trained on; nothing has changed then. Only what is read while training goes on,
+            batches of a generator and files larger than memory, can fail later: then what was trained stays.
         nbbp.TrainingDiverged
             The loss turned NaN or infinite; the last good parameters are back in place.
         """
         epochs = _positive("epochs", epochs)
         batch_size = _positive("batch_size", batch_size)
-        if verbose not in ("auto", 0, 1):
+        if not isinstance(verbose, (str, int)) or verbose not in ("auto", 0, 1):
             raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
-        if len(tuple(callbacks)):
+        if not isinstance(shuffle, (bool, np.bool_)):
+            raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
+        if not isinstance(callbacks, Iterable) or len(tuple(callbacks)):
             raise ValueError(f"callbacks must be empty in this version; got {callbacks!r}")
-        if validation_data is not None and validation_split:
+        splits = not isinstance(validation_split, numbers.Real) or validation_split != 0
+        if validation_data is not None and splits:
             raise ValueError("give validation_data or validation_split, not both")
-        if validation_split:
+        if splits:
             (X, y, sample_weight), validation_data = data.split(X, y, sample_weight, validation_split)
         n_in = self.network.n_in or data.infer_n_in(X, y)
         network = self.network.build(n_in)
@@ -259,7 +289,7 @@ class Model:
             Named and shaped as `parameters`; new arrays, views of one flat one.
         """
         loss, flat = self._built.gradients(self._one_batch(x, y, sample_weight))
-        return loss, MappingProxyType({p.name: p.view(flat) for p in self.network.parameters})
+        return loss, MappingProxyType(self._named(flat))
 
     def check_gradients(self, x: Any, y: Any, *, max_per_parameter: int = 200) -> GradientCheck:
         """Compare the gradients of backpropagation with central differences, in float64.
@@ -315,7 +345,7 @@ class Model:
             type(X) is np.ndarray
             and X.dtype == self.dtype
             and X.ndim == 2
-            and X.flags.c_contiguous
+            and X.flags.carray
             and X.shape[1] == self.network.n_in
             and 0 < X.shape[0] <= FORWARD_BATCH
         ):
@@ -350,10 +380,10 @@ class Model:
 
 def _checked_dtype(dtype: Any) -> np.dtype:
     try:
-        checked = np.dtype(dtype)
+        checked = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
     except TypeError:
         checked = None
-    if checked is None or checked.name not in _DTYPES:
+    if checked is None or checked.name not in _DTYPES or not checked.isnative:
         raise ValueError(f"dtype must be 'float32' or 'float64'; got {dtype!r}")
     return checked
 

@@ -95,7 +95,7 @@ class Program:
         return [
             row
             for row, op in enumerate(self.ops)
-            if op.columns.get(ops.ROW_VALUES) == Place("loss values") and op.kernel != "snapshot"
+            if op.columns.get(ops.ROW_VALUES) == Place("loss values") and ops.TARGET in op.columns
         ]
 
     def matrix(self, name: str, width: int, with_one: bool = False) -> Values:

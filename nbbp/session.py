@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import programs
+from nbbp import ops, programs
 from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation, Dense
@@ -22,12 +22,12 @@ from nbbp.lowering import coefficients_buffer
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
-from nbbp.program import Program
+from nbbp.program import Place, Program
 from nbbp.sources import Chunk, Source
 
 #: Rows that prediction and evaluation take at a time.
 FORWARD_BATCH = 256
-#: Steps whose coefficients are computed ahead of single train_step calls.
+#: Steps whose coefficients are computed at a time, at least.
 _STEPS_AHEAD = 1024
 #: Bound programs kept for batches of other sizes.
 _KEPT = 8
@@ -44,7 +44,7 @@ class _QuickStep:
     function: Callable
     arguments: tuple
     more: tuple
-    scale: float
+    divisor: int
 
 
 class Session:
@@ -87,11 +87,26 @@ class Session:
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         self._settings = {coefficients_buffer(s): s for s in self._all_settings()}
         self._steps_ahead = 0
+        self._coefficients: tuple[int, int, dict] = (0, -1, {})
         self._quick: _QuickStep | None = None
         self._quick_prediction: tuple | None = None
 
     def _all_settings(self) -> set:
         return {self.optimizer.settings(parameter.name) for parameter in self.network.parameters}
+
+    # copies -----------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what holds addresses: bound programs are made anew where they are needed."""
+        names = ("network", "loss", "optimizer", "metrics", "dtype", "seed", "step", "epoch", "parameters", "slots")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        made_of = ("network", "loss", "optimizer", "metrics", "dtype", "seed")
+        self.__init__(*(state[name] for name in made_of))
+        self.parameters[:], self.step, self.epoch = state["parameters"], state["step"], state["epoch"]
+        for slot, values in zip(self.slots, state["slots"], strict=True):
+            slot[:] = values
 
     # programs ---------------------------------------------------------------------------------------------
 
@@ -111,15 +126,14 @@ class Session:
 
     def _training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
         def make() -> Program:
-            return programs.training_program(
-                self.network,
-                self.loss,
-                self.optimizer,
-                self.metrics if keeps_good else (),
-                batch,
-                labels,
-                keeps_good,
+            metrics = self.metrics if keeps_good else ()
+            program = programs.training_program(
+                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good
             )
+            for op in program.ops:
+                if op.kernel in ("update", "adafactor"):
+                    op.columns[ops.ROW_VALUES] = Place("loss values")
+            return program
 
         return self._program(("train", batch, labels, keeps_good), make)
 
@@ -150,9 +164,20 @@ class Session:
             bound.attach(f"metric values {number}", metrics[-1])
         return losses, metrics
 
-    def _attach_coefficients(self, bound: BoundProgram, n_steps: int) -> None:
-        for name, settings in self._settings.items():
-            bound.attach(name, self.optimizer.coefficients(self.step + 1, n_steps, settings))
+    def _attach_coefficients(self, bound: BoundProgram, n_steps: int) -> int:
+        """Attach the coefficients of the next steps, at least `n_steps`; for how many they last.
+
+        Computed some steps ahead, because a call for one step costs more than a short step.
+        """
+        first, last, tables = self._coefficients
+        if not first <= self.step + 1 <= self.step + n_steps <= last:
+            n = max(n_steps, _STEPS_AHEAD)
+            first, last = self.step + 1, self.step + n
+            tables = {name: self.optimizer.coefficients(first, n, s) for name, s in self._settings.items()}
+            self._coefficients = first, last, tables
+        for name, table in tables.items():
+            bound.attach(name, table[self.step + 1 - first :])
+        return last - self.step
 
     # training ---------------------------------------------------------------------------------------------
 
@@ -178,7 +203,7 @@ class Session:
         self.step += 1
         # a quick step may share this program, which now weighs and orders its rows as this chunk does
         self._steps_ahead, self._quick = 0, None
-        return self.total(float(losses.sum()), n)
+        return self.total(entry.total(losses), n)
 
     def total(self, sum_of_rows: float, n: int) -> float:
         """The loss from the sum of the rows' losses."""
@@ -195,21 +220,20 @@ class Session:
             or y.shape != quick.shape_y
             or x.dtype != self.dtype
             or y.dtype != quick.dtype_y
-            or not x.flags.c_contiguous
-            or not y.flags.c_contiguous
+            or not x.flags.carray
+            or not y.flags.carray
         ):
             quick = self._quick = self._quick_step(x, y)
             if quick is None:
                 return None
         if self._steps_ahead == 0:
-            self._attach_coefficients(quick.bound, _STEPS_AHEAD)
-            self._steps_ahead = _STEPS_AHEAD
+            self._steps_ahead = self._attach_coefficients(quick.bound, 1)
         status, total = quick.function(*quick.arguments, x, y, *quick.more)
         if status != entry.FINE:
             return None
         self._steps_ahead -= 1
         self.step += 1
-        return total * quick.scale
+        return total / quick.divisor
 
     def _quick_step(self, x: Any, y: Any) -> _QuickStep | None:
         """What `train_quickly` needs for batches like this one, or None if they must be converted or checked."""
@@ -225,8 +249,9 @@ class Session:
         bound = self._training(len(x), labels, False)
         if bound.n_threads() > 1:
             return None
-        for name in ("sample weight", "order"):
-            bound.attach(name, None)
+        losses = np.empty(len(x))
+        for name, array in (("sample weight", None), ("order", None), ("loss values", losses)):
+            bound.attach(name, array)
         (gather,), (loss,) = bound.program.find("gather"), bound.program.loss_rows()
         self._steps_ahead = 0
         return _QuickStep(
@@ -244,8 +269,8 @@ class Session:
                 gather,
                 loss,
             ),
-            more=(np.empty(len(x)), network.n_out, bound.cells(set(self._settings))),
-            scale=1 / len(x) if self.loss.reduction == "mean" else 1.0,
+            more=(losses, network.n_out, bound.cells(set(self._settings))),
+            divisor=len(x) if self.loss.reduction == "mean" else 1,
         )
 
     def gradients(self, chunk: Chunk) -> tuple[float, np.ndarray]:
@@ -257,7 +282,7 @@ class Session:
         )
         losses, _ = self._attach(bound, chunk, n)
         bound.run(n)
-        return self.total(float(losses.sum()), n), bound.buffer("gradient")[: len(self.parameters)].copy()
+        return self.total(entry.total(losses), n), bound.buffer("gradient")[: len(self.parameters)].copy()
 
     # forward ----------------------------------------------------------------------------------------------
 

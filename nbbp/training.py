@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import numpy as np
-from tqdm import tqdm
 
 from nbbp.divergence import TrainingDiverged, first_layer_gone
 from nbbp.history import History
 from nbbp.scalars.philox import permutation
 from nbbp.session import Session
 from nbbp.sources import Chunk, Source
+from nbbp.validation import LARGEST, first_outside
 
-#: Rows after which the bar moves and Ctrl-C is heard; batches are never cut.
+#: Rows and floating-point operations (a second of one core) after which the bar moves and Ctrl-C is heard; batches are
+#: never cut.
 CHUNK_ROWS = 1 << 16
+CHUNK_WORK = 1e11
 
 
 class Training:
@@ -53,66 +58,72 @@ class Training:
         Raises
         ------
         TrainingDiverged
-            A loss was not finite; the last good parameters are back.
+            A loss or, in the end, a parameter was not finite; the last good parameters are back.
         """
-        self.session.begin_fit()
-        try:
-            for epoch in range(1, epochs + 1):
-                with self._bar(epoch, epochs) as bar:
-                    report = self._epoch(bar)
-                    if self.validation is not None:
-                        measured = self.session.evaluate(self.validation)
-                        report |= {f"val_{name}": value for name, value in measured.items()}
+        session = self.session
+        session.begin_fit()
+        for epoch in range(1, epochs + 1):
+            with self._bar(epoch, epochs) as bar:
+                report = self._epoch(epoch, bar)
+                if self.validation is not None:
+                    measured = session.evaluate(self.validation)
+                    report |= {f"val_{name}": value for name, value in measured.items()}
+                if bar is not None:
                     bar.set_postfix(_short(report))
-                self.history.record(epoch, report)
-        except TrainingDiverged as error:
-            error.history = self.history
-            raise
+            self.history.record(epoch, report)
+        # the last update has had no loss to show what it did
+        largest = LARGEST[session.dtype.char]
+        if first_outside(session.parameters[None], -largest, largest) >= 0:
+            raise self._diverged(f"a parameter turned infinite or NaN in the last update of epoch {epochs}")
 
-    def _bar(self, epoch: int, epochs: int) -> tqdm:
-        return tqdm(
-            total=self.source.n_samples,
-            desc=f"epoch {epoch}/{epochs}",
-            unit="sample",
-            unit_scale=True,
-            disable=not self.shows_bar,
-        )
+    def _bar(self, epoch: int, epochs: int) -> AbstractContextManager:
+        """A progress bar, or None where none is wanted."""
+        if not self.shows_bar:
+            return nullcontext()
+        from tqdm import tqdm
 
-    def _epoch(self, bar: tqdm) -> dict[str, float]:
+        return tqdm(total=self.source.n_samples, desc=f"epoch {epoch}/{epochs}", unit="sample", unit_scale=True)
+
+    def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
         session, batch = self.session, self.batch_size
         order = None
         if self.source.n_samples is not None:
             batch = min(batch, self.source.n_samples)
             if self.shuffle:
                 order = permutation(self.source.n_samples, session.seed, session.epoch)
-        session.epoch += 1
-        limit = min(CHUNK_ROWS, self.source.row_limit or CHUNK_ROWS)
+        limit = min(CHUNK_ROWS, self.source.row_limit or CHUNK_ROWS, int(CHUNK_WORK / (6 * len(session.parameters))))
         rows = max(batch, limit // batch * batch)
-        total, n_samples, sums = 0.0, 0, np.zeros(len(session.metrics))
+        total, n_samples, n_batches, sums = 0.0, 0, 0, np.zeros(len(session.metrics))
         for chunk in self.source.chunks(order, rows):
             n = len(chunk.order)
-            losses, metrics = session.train_chunk(chunk, n if self.source.n_samples is None else batch)
+            if self.source.n_samples is None:
+                batch = n
+            losses, metrics = session.train_chunk(chunk, batch)
+            if n_batches == 0:
+                session.epoch += 1  # here, so that data which cannot be read change nothing
             chunk_total = float(losses.sum())
             if not np.isfinite(chunk_total):
-                self._stop(chunk, losses, batch, n_samples)
-            total, n_samples = total + chunk_total, n_samples + n
+                row = int(np.argmin(np.isfinite(losses)))
+                value = chunk_total if np.isfinite(losses[row]) else losses[row]
+                where = f"batch {n_batches + row // batch + 1} of epoch {epoch}"
+                raise self._diverged(f"the loss turned {value} in {where}", chunk, row)
+            total, n_samples, n_batches = total + chunk_total, n_samples + n, n_batches - (-n // batch)
             sums += [values.sum() for values in metrics]
-            if self.shows_bar:
+            if bar is not None:
                 bar.set_postfix(_short(session.report(total, sums, n_samples)), refresh=False)
                 bar.update(n)
         return session.report(total, sums, n_samples)
 
-    def _stop(self, chunk: Chunk, losses: np.ndarray, batch: int, before: int) -> None:
-        """Put the last good parameters back and say where the numbers went."""
-        row = int(np.argmin(np.isfinite(losses)))
+    def _diverged(self, what: str, chunk: Chunk | None = None, row: int = 0) -> TrainingDiverged:
+        """The error to raise: where the numbers went, with the last good parameters back in place."""
         where = first_layer_gone(self.session, chunk, row)
         self.session.restore()
-        step = (before + row) // batch + 1
-        raise TrainingDiverged(
-            f"the loss turned {losses[row]} in batch {step} of epoch {self.session.epoch}; {where}. "
-            "The last parameters with a finite loss are back in place and the optimizer's moments are reset. "
-            "A smaller learning_rate or scaled inputs usually help"
+        error = TrainingDiverged(
+            f"{what}; {where}. The last parameters kept while the loss was finite are back in place and the "
+            "optimizer's moments are reset. A smaller learning_rate or scaled inputs usually help"
         )
+        error.history = self.history
+        return error
 
 
 def _short(report: dict[str, float]) -> dict[str, str]:

@@ -30,6 +30,11 @@ def microseconds(value: float) -> str:
     return f"{value:#.3g}".rstrip(".")
 
 
+def ratio(value: float) -> str:
+    """A ratio with its sign: ``0.79×``, ``1.00×``, ``13.5×``, ``238×``."""
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}×"
+
+
 def _cells(results: Results, n_threads: str) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of one number of threads: µs per step; in brackets, times nbbp's."""
     measured = results["threads"][n_threads]
@@ -46,9 +51,9 @@ def _cells(results: Results, n_threads: str) -> tuple[list[str], list[list[str]]
                 continue
             time = row[peer]["minimum"]
             if peer == "nbbp":
-                compared = f" ({time / least:.2g}× floor)"
+                compared = f" ({ratio(time / least)} floor)"
             else:
-                compared = f" ({time / ours:.3g}×)" if ours else ""
+                compared = f" ({ratio(time / ours)})" if ours else ""
             cells.append(microseconds(time) + compared)
         rows.append(cells)
     return headings, rows
@@ -74,9 +79,9 @@ def goals(results: Results) -> list[str]:
         if "nbbp" not in row or not others:
             continue
         fastest = min(others, key=others.get)
-        ratio = others[fastest] / row["nbbp"]["minimum"]
-        verdict = "reached" if ratio >= case.goal else "missed"
-        lines.append(f"{case.name}: {ratio:.2f} times as fast as {fastest}; wanted {case.goal:.2f}: {verdict}")
+        times = others[fastest] / row["nbbp"]["minimum"]
+        verdict = "reached" if times >= case.goal else "missed"
+        lines.append(f"{case.name}: {times:.2f} times as fast as {fastest}; wanted {case.goal:.2f}: {verdict}")
     return lines
 
 
@@ -112,8 +117,8 @@ def calls(results: Results) -> list[str]:
             f"(median {1e3 * timed['median']:.1f}), accuracy {100 * timed['accuracy']:.2f} %"
         )
     if {"nbbp", "scikit-learn"} <= digits.keys():
-        ratio = digits["scikit-learn"]["median"] / digits["nbbp"]["median"]
-        lines.append(f"fit on the digits: nbbp is {ratio:.1f} times as fast as scikit-learn")
+        times = digits["scikit-learn"]["median"] / digits["nbbp"]["median"]
+        lines.append(f"fit on the digits: nbbp is {times:.1f} times as fast as scikit-learn")
     return lines
 
 
@@ -206,9 +211,14 @@ def draw(results: Results, file: Path) -> bool:
             label = "arithmetic floor" if i == 0 else None
             axes.hlines(floor(name, measured["sgemm"]), left, left + 0.8, "black", linestyles="dashed", label=label)
         middle = 0.4 - width / 2
-        axes.set_xticks([i + middle for i in range(len(measured["rows"]))], list(measured["rows"]), fontsize=8)
+        axes.set_xticks(
+            [i + middle for i in range(len(measured["rows"]))],
+            [name.replace(" b", "\nbatch ") for name in measured["rows"]],
+            fontsize=8,
+        )
         axes.set(yscale="log", ylabel="µs per step", title=_threads(n_threads))
-        axes.legend(fontsize=8)
+        if index == 0:
+            figure.legend(loc="outside upper center", ncols=len(peers) + 1, fontsize=8)
     figure.savefig(file, dpi=110)
     return True
 

@@ -201,16 +201,32 @@ def target_rows(loss_name: str, y: np.ndarray, shape: tuple[int, int]) -> np.nda
 
 
 def forward(net: Any, parameters: Mapping[str, np.ndarray], x: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(z, a) of every layer: z = x @ weight + bias, a = f(z), x the output of the layer before."""
+    """(z, a) of every layer: z = x @ weight + bias, a = f(z), x the output of the layer before.
+
+    Of an activation that stands alone, z is x.
+    """
     passed = []
     x = np.asarray(x, np.float64)
     for index, layer in enumerate(net.layers):
-        z = x @ np.asarray(parameters[f"{index}.weight"], np.float64)
-        if layer.use_bias:
-            z = z + np.asarray(parameters[f"{index}.bias"], np.float64)
-        x = activation_value(layer.activation.name, z, layer.activation.parameter)
+        z = x
+        if has_weight(layer):
+            z = x @ np.asarray(parameters[f"{index}.weight"], np.float64)
+            if layer.use_bias:
+                z = z + np.asarray(parameters[f"{index}.bias"], np.float64)
+        activation = activation_of(layer)
+        x = activation_value(activation.name, z, activation.parameter)
         passed.append((z, x))
     return passed
+
+
+def has_weight(layer: Any) -> bool:
+    """Whether the layer is dense; otherwise it is an activation that stands alone."""
+    return hasattr(layer, "activation")
+
+
+def activation_of(layer: Any) -> Any:
+    """The activation of a dense layer, or the layer that is one."""
+    return layer.activation if has_weight(layer) else layer
 
 
 def predict(net: Any, parameters: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
@@ -239,7 +255,11 @@ def backward(
         if before_last_activation and index == len(net.layers) - 1:
             d_z = d_a
         else:
-            d_z = activation_backward(layer.activation.name, passed[index][0], d_a, layer.activation.parameter)
+            activation = activation_of(layer)
+            d_z = activation_backward(activation.name, passed[index][0], d_a, activation.parameter)
+        d_a = d_z
+        if not has_weight(layer):
+            continue
         if layer.use_bias:
             gradients[f"{index}.bias"] = d_z.sum(axis=0)
         gradients[f"{index}.weight"] = inputs[index].T @ d_z
@@ -289,7 +309,7 @@ def input_gradient(
 def _loss_at_the_end(net, parameters, x, y, loss, sample_weight) -> tuple[float, np.ndarray, bool]:
     """The loss, its gradient with respect to what it takes, and whether that is z of the last layer."""
     name = loss if isinstance(loss, str) else loss.name
-    fused = net.layers[-1].activation.name == FUSED.get(name)
+    fused = activation_of(net.layers[-1]).name == FUSED.get(name)
     z, a = forward(net, parameters, x)[-1]
     return *loss_value_and_gradient(loss, z if fused else a, y, sample_weight), fused
 

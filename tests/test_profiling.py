@@ -98,7 +98,7 @@ def test_a_peer_that_computes_something_else_is_not_timed():
 def test_tables_hold_the_figures(tmp_path):
     text = report.text(results())
     assert "0.0198" in text  # 1,984 operations at 100 GFLOP/s
-    assert "20.0 (10×)" in text
+    assert "20.0 (10.0×)" in text
     assert "10.00 times as fast as pytorch; wanted 2.20: reached" in text
     assert "two threads 1.00 times as fast as one" in text
     assert "3.50 µs, 1.50 µs over the step" in text

@@ -3,7 +3,7 @@
 Legend: one parameter W of rows × columns, N_IN × N_OUT. The second moment of a matrix is kept as the means of its rows
 and of its columns (SLOT_0 holds rows, then columns); that of a vector (IS_MATRIX 0, N_IN = 1) in full. Semantics as
 torch.optim.Adafactor. Coefficients behind the three of decay: 1 - beta2_t, relative step rho_t, eps1, eps2, clipping
-threshold d; eps1 = 0 stands for the precision of the dtype.
+threshold d; eps1 = 0 stands for the precision of the dtype. Sums and the numbers of a whole parameter are float64.
 """
 
 import math
@@ -15,7 +15,7 @@ from nbbp import ops
 from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
-from nbbp.cpu.update import penalized
+from nbbp.cpu.update import losses_are_finite, penalized
 
 
 @jit(fastmath=FASTMATH)
@@ -33,8 +33,11 @@ def _blend(kept, share, start, count, g, stride_in, stride_out, n):
 def adafactor(zero, variant):
     """One step of W (N_IN, N_OUT) with the gradient X; writes W, SLOT_0 and X (which ends as the clipped update)."""
     precision = float(np.finfo(zero.dtype).eps)
+    smallest = float(np.finfo(zero.dtype).tiny)
 
     def adafactor(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        if not losses_are_finite(op, step, row_start, row_stop):
+            return
         n_rows, n_columns = op[ops.N_IN], op[ops.N_OUT]
         n, is_matrix = n_rows * n_columns, op[ops.IS_MATRIX] != 0
         w = simd.pointer(op[ops.W], zero)
@@ -53,6 +56,7 @@ def adafactor(zero, variant):
         for i in range(n):
             squares += float64(w[i]) * float64(w[i])
         step_size = max(eps_scale, math.sqrt(squares / n)) * line[4]
+        mean = float64(1)
         if is_matrix:
             _blend(kept, share, 0, n_rows, g, n_columns, 1, n_columns)
             _blend(kept, share, n_rows, n_columns, g, 1, n_columns, n_rows)
@@ -63,15 +67,20 @@ def adafactor(zero, variant):
         else:
             for i in range(n):
                 kept[i] += share * (g[i] * g[i] - kept[i])
-            mean = float64(1)
+        # Shazeer and Stern's eps1 squared is no number of float32; comparisons below keep NaN, which max might not
+        floor = number(max(eps_gradient * eps_gradient, smallest))
+        columns = simd.advance(kept, n_rows if is_matrix else 0)
         squares = float64(0)
         for i in range(n_rows):
+            row = number(float64(kept[i]) / mean) if is_matrix else number(1)
             for j in range(n_columns):
-                moment = float64(kept[i]) * kept[n_rows + j] / mean if is_matrix else float64(kept[j])
+                moment = row * columns[j]
+                moment = floor if moment < floor else moment
                 at = i * n_columns + j
-                g[at] *= number(1 / math.sqrt(max(moment, eps_gradient * eps_gradient)))
+                g[at] /= number(math.sqrt(moment))
                 squares += float64(g[at]) * float64(g[at])
-        factor = number(step_size / max(1.0, math.sqrt(squares / n) / threshold))
+        clipped = math.sqrt(squares / n) / threshold
+        factor = number(step_size / (1.0 if clipped < 1.0 else clipped))
         kept_share = number(line[2])
         for i in range(n):
             w[i] = w[i] * kept_share - factor * g[i]

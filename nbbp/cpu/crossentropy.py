@@ -35,7 +35,9 @@ def crossentropy(zero, variant):
         order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), step * op[ops.BATCH])
         n, stride = op[ops.N_OUT], op[ops.Y_STRIDE]
         batch = min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
-        one = zero + 1
+        # rows whose successor in the next batch has a label anywhere in memory
+        n_prefetched = op[ops.N_SAMPLES] - (step + 1) * op[ops.BATCH] if op[ops.ORDER] != 0 else 0
+        one = type(zero)(1)  # zero + 1 would be a float64
         kept, even = one - smoothing, smoothing / type(zero)(n)
         per_row = scale / type(zero)(batch if is_mean else 1)
         totals = simd.pointer(scratch, zero)
@@ -68,13 +70,16 @@ def crossentropy(zero, variant):
                     weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
                 factor = weight * per_row
                 # <t', X - largest> and sum t'
-                inner, mass = zero, one
+                inner, mass = float64(0), one
                 if smoothing != 0:
                     for j in range(n):
-                        inner += even * (row[j] - largest)
+                        inner += float64(even * (row[j] - largest))
                 if op[ops.TARGET_IS_LABELS]:
-                    label = simd.pointer(op[ops.TARGET], int64(0))[source]
-                    inner += kept * (row[label] - largest)
+                    labels = simd.pointer(op[ops.TARGET], int64(0))
+                    if first + r < n_prefetched:
+                        simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
+                    label = labels[source]
+                    inner += float64(kept * (row[label] - largest))
                     simd.scale_row(d_row, d_row, factor * totals[r], -factor * even, n)
                     d_row[label] -= factor * kept
                 else:
@@ -83,7 +88,7 @@ def crossentropy(zero, variant):
                     simd.scale_row(d_row, d_row, factor * mass * totals[r], -factor * even, n)
                     for j in range(n):
                         if target[j] != 0:  # 0 · -inf would be NaN
-                            inner += kept * target[j] * (row[j] - largest)
+                            inner += float64(kept * target[j] * (row[j] - largest))
                         d_row[j] -= factor * kept * target[j]
                 values[first + r] = float64(weight * scale) * (float64(logarithms[r]) * mass - inner)
 
@@ -106,7 +111,7 @@ def nll(zero, variant):
         for r in range(row_start, row_stop):
             source = order[first + r] if op[ops.ORDER] != 0 else first + r
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
-            weight = zero + 1
+            weight = type(zero)(1)
             if op[ops.SAMPLE_WEIGHT] != 0:
                 weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
             factor = weight * scale / type(zero)(batch if is_mean else 1)

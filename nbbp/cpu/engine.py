@@ -5,7 +5,7 @@ Legend: a bound program owns its workspace; the parameters and slots are the mod
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -162,24 +162,20 @@ class BoundProgram:
         while len(self._team_scratch) < n_threads - 1:
             self._team_scratch.append(aligned(self.program.scratch, self.dtype))
         counters = aligned((1 + n_threads) * LINE, np.int64)
+        scratches = [self.scratch, *self._team_scratch[: n_threads - 1]]
+        members = [
+            (self.table, self.tiles, self.phases, n_samples, batch, scratch.ctypes.data, counters, thread, n_threads)
+            for thread, scratch in enumerate(scratches)
+        ]
         pool = _threads_beside(n_threads - 1)
-        others = []
-        for thread in range(n_threads):
-            scratch = (self.scratch if thread == 0 else self._team_scratch[thread - 1]).ctypes.data
-            arguments = (
-                self.table,
-                self.tiles,
-                self.phases,
-                n_samples,
-                batch,
-                scratch,
-                counters,
-                thread,
-                n_threads,
-            )
-            if thread < n_threads - 1:
-                others.append(pool.submit(run_in_team, *arguments))
-            else:
-                run_in_team(*arguments)
-        for other in others:
-            other.result()
+        others = [pool.submit(run_in_team, *member) for member in members[1:]]
+        try:
+            run_in_team(*members[0])
+        finally:  # also after Ctrl-C: nobody may write on when this returns
+            wait(others)
+
+    @staticmethod
+    def compile_team() -> None:
+        """Compile (or load from the cache) what a team of threads runs, on nothing."""
+        nothing = np.zeros((0, ops.N_COLUMNS), np.int64), np.zeros((0, ops.N_TILE_COLUMNS), np.int64)
+        run_in_team(*nothing, np.zeros(1, np.int64), 0, 1, 0, aligned(3 * LINE, np.int64), 0, 2)

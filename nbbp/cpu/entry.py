@@ -68,7 +68,7 @@ def train_on_labels(table, tiles, phases, batch, scratch, gather, loss, x, label
         attach_batch(table, gather, loss, x, labels, loss_values)
         run_alone(table, tiles, phases, len(x), batch, scratch)
         _next_step(table, coefficients)
-    return status, _total(loss_values)
+    return status, total(loss_values)
 
 
 @jit()
@@ -82,7 +82,7 @@ def train_on_values(table, tiles, phases, batch, scratch, gather, loss, x, targe
         attach_batch(table, gather, loss, x, target, loss_values)
         run_alone(table, tiles, phases, len(x), batch, scratch)
         _next_step(table, coefficients)
-    return status, _total(loss_values)
+    return status, total(loss_values)
 
 
 @jit()
@@ -94,8 +94,9 @@ def _next_step(table, coefficients):
 
 
 @jit()
-def _total(values):
-    total = np.float64(0)
+def total(values):
+    """The sum of the rows' losses (n,) from first to last: one order, so the same bits whichever way a step ran."""
+    result = np.float64(0)
     for value in values:
-        total += value
-    return total
+        result += value
+    return result

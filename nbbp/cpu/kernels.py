@@ -8,7 +8,9 @@ first needs it and cached on disk, so that a new network with known ops compiles
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -32,6 +34,9 @@ _MODULES = (
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
+_compiled: dict[tuple[str, str, int], Any] = {}
+#: Held while a kernel is made: of two threads' copies one would be dropped, whose address may be in use.
+_making = threading.RLock()
 
 
 def kernel(name: str, variants: tuple[int, ...] = (0,), **options) -> Callable:
@@ -48,24 +53,26 @@ def kernel(name: str, variants: tuple[int, ...] = (0,), **options) -> Callable:
     return register
 
 
+@functools.cache
 def _load() -> None:
     for module in _MODULES:
         importlib.import_module(f"nbbp.cpu.{module}")
 
 
-@functools.cache
 def compiled(name: str, dtype: str, variant: int = 0):
     """The compiled kernel, for this process."""
-    if not _factories:
-        _load()
-    make, _ = _factories[name]
-    return make(np.dtype(dtype).type(0), variant)
+    key = name, dtype, variant
+    if key not in _compiled:
+        with _making:
+            _load()
+            if key not in _compiled:
+                _compiled[key] = _factories[name][0](np.dtype(dtype).type(0), variant)
+    return _compiled[key]
 
 
 def everything(dtype: str) -> Iterator[tuple[str, str, int]]:
     """The arguments of `compiled` for every kernel there is."""
-    if not _factories:
-        _load()
+    _load()
     for name, (_, variants) in _factories.items():
         for variant in variants:
             yield name, dtype, variant

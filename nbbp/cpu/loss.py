@@ -40,18 +40,23 @@ def loss(zero, variant):
         n, first = op[ops.N_OUT], step * op[ops.BATCH]
         batch = min(op[ops.BATCH], op[ops.N_SAMPLES] - first)
         per_row = float64(scale) / (n if is_mean else 1)
+        # rows whose successor in the next batch has a target anywhere in memory
+        n_prefetched = op[ops.N_SAMPLES] - op[ops.BATCH] if op[ops.ORDER] != 0 else 0
         for r in range(row_start, row_stop):
             source = order[first + r] if op[ops.ORDER] != 0 else first + r
+            if first + r < n_prefetched:
+                following = order[first + op[ops.BATCH] + r] * op[ops.TARGET_STRIDE]
+                simd.prefetch(simd.advance(simd.pointer(op[ops.TARGET], zero), following), n)
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
             target = simd.advance(simd.pointer(op[ops.TARGET], zero), source * op[ops.TARGET_STRIDE])
-            weight = zero + 1
+            weight = type(zero)(1)
             if op[ops.SAMPLE_WEIGHT] != 0:
                 weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
             total = float64(0)
             for j in range(n):
                 wanted = smoothed(target[j], parameter) if variant == _BINARY else target[j]
                 total += float64(loss_value(variant, x[j], wanted, parameter))
-            values[first + r] = weight * total * per_row
+            values[first + r] = float64(weight) * total * per_row
             if op[ops.Y] != 0:
                 y = simd.advance(simd.pointer(op[ops.Y], zero), r * op[ops.Y_STRIDE])
                 factor = weight * scale

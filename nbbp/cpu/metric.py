@@ -46,7 +46,10 @@ def metric(zero, variant):
                 value = float64(ahead <= most) if x[label] == x[label] else float64(0)
             else:
                 for j in range(n):
-                    wanted = type(zero)(labels[source]) if op[ops.TARGET_IS_LABELS] else target[j]
+                    if op[ops.TARGET_IS_LABELS]:  # as its one-hot row
+                        wanted = type(zero)(labels[source] == j)
+                    else:
+                        wanted = target[j]
                     error = float64(x[j] - wanted)
                     if variant == RIGHT_SIDES:
                         is_yes = wanted > type(zero)(0.5)

@@ -12,7 +12,10 @@ from nbbp.cpu.kernels import kernel
 
 @kernel("gather")
 def gather(zero, variant):
-    """Y[r, :] = X[order[r], :]; X (n, N_OUT), Y (batch, N_OUT). Writes Y."""
+    """Y[r, :] = X[order[r], :]; X (n, N_OUT), Y (batch, N_OUT). Writes Y.
+
+    Asks for the next batch's rows meanwhile: they lie anywhere in memory, but their numbers are known.
+    """
 
     def gather(op, step, row_start, row_stop, column_start, column_stop, scratch):
         x = simd.pointer(op[ops.X], zero)
@@ -21,8 +24,11 @@ def gather(zero, variant):
         first = step * op[ops.BATCH]
         has_order = op[ops.ORDER] != 0
         width = op[ops.N_OUT]
+        last = op[ops.N_SAMPLES] - op[ops.BATCH] if has_order else 0
         for r in range(row_start, row_stop):
             source = order[first + r] if has_order else first + r
+            if first + r < last:
+                simd.prefetch(simd.advance(x, order[first + op[ops.BATCH] + r] * op[ops.X_STRIDE]), width)
             simd.copy(simd.advance(y, r * op[ops.Y_STRIDE]), simd.advance(x, source * op[ops.X_STRIDE]), width)
 
     return gather

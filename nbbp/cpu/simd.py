@@ -29,17 +29,32 @@ def _host_features() -> dict[str, bool]:
         return {}
 
 
+def _widest_vector() -> int:
+    """Bytes of the processor's vector registers, or what NBBP_VECTOR_BITS asks for below that."""
+    has_512_bits = _FEATURES.get("avx512f", False) and _FEATURES.get("avx512vl", False)
+    widest = 64 if has_512_bits else 32 if _FEATURES.get("avx2", False) else 16
+    asked = os.environ.get("NBBP_VECTOR_BITS", "512")
+    if asked not in ("128", "256", "512"):
+        raise ValueError(f"NBBP_VECTOR_BITS must be 128, 256 or 512; got {asked!r}")
+    return min(widest, int(asked) // 8)
+
+
 _FEATURES = _host_features()
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+#: Bytes of one vector register; set NBBP_VECTOR_BITS=256 or 128 to take the paths of other processors.
+VECTOR_BYTES = _widest_vector()
 #: True where a masked load or store costs what a plain one does.
-HAS_FREE_MASKS = _FEATURES.get("avx512f", False) and _FEATURES.get("avx512vl", False)
-#: Bytes of one vector register.
-VECTOR_BYTES = 64 if HAS_FREE_MASKS else 32 if _FEATURES.get("avx2", False) else 16
+HAS_FREE_MASKS = VECTOR_BYTES == 64
 #: Architectural vector registers: what the accumulators of a tile must fit into.
 VECTOR_REGISTERS = 32 if HAS_FREE_MASKS or not _IS_X86 else 16
+_HAS_FUSED_MULTIPLY_ADD = not _IS_X86 or _FEATURES.get("fma", False)
 #: Set NBBP_FLUSH_TO_ZERO=0 to take the plain fallback that processors other than x86-64 take.
 FLUSHES_TO_ZERO = _IS_X86 and os.environ.get("NBBP_FLUSH_TO_ZERO", "1") != "0"
 LANES = {np.dtype("float32"): VECTOR_BYTES // 4, np.dtype("float64"): VECTOR_BYTES // 8}
+
+_LINE_BYTES = 64
+#: Lines after which the processor's own prefetcher has seen where a row goes.
+_PREFETCHED_LINES = 4
 
 #: The x86-64 control register's flush-to-zero and denormals-are-zero bits.
 _FLUSH_BITS = 0x8040
@@ -71,7 +86,9 @@ def splat(builder, scalar, count: int):
 
 
 def fused_multiply_add(builder, x, y, z):
-    """x·y + z, rounded once."""
+    """x·y + z, rounded once where the processor can."""
+    if not _HAS_FUSED_MULTIPLY_ADD:
+        return builder.fadd(builder.fmul(x, y), z)
     return call_llvm(builder, f"llvm.fma.{_suffix(x.type)}", x.type, [x, y, z])
 
 
@@ -134,6 +151,25 @@ def address_of(typing_context, array):
         return builder.ptrtoint(data, INT64)
 
     return types.int64(array), codegen
+
+
+@intrinsic
+def prefetch(typing_context, start, n_elements):
+    """Ask for the cache lines of start[0:n_elements], the first few of them, without waiting."""
+    element_bytes = start.dtype.bitwidth // 8
+
+    def codegen(context, builder, signature, arguments):
+        start, n = arguments
+        byte = ir.IntType(8).as_pointer()
+        read, keep, data = INT32(0), INT32(3), INT32(1)
+        for line in range(_PREFETCHED_LINES):
+            first = INT64(line * _LINE_BYTES // element_bytes)
+            with builder.if_then(builder.icmp_signed("<", first, n)):
+                where = builder.bitcast(builder.gep(start, [first]), byte)
+                call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [where, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(start, types.int64), codegen
 
 
 @intrinsic

@@ -26,7 +26,7 @@ def softmax_forward(zero, variant):
             for block in range(0, n, lanes):
                 for j in range(block, block + lanes):
                     y[j] = exp(y[j] - largest)
-            share = (zero + 1) / simd.row_sum(y, n)
+            share = type(zero)(1) / simd.row_sum(y, n)
             for j in range(n):
                 y[j] *= share
             y[n] = behind

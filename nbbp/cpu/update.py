@@ -3,12 +3,16 @@
 Legend: a segment [N_IN, N_OUT) of W shares its coefficients (learning rate, decay); a tile [column_start, column_stop)
 of units of SLOT_STRIDE numbers cuts it. COEFFICIENTS holds a line of ``N_COEFFICIENTS`` float64 per step: coupled L2,
 L1, decoupled multiplier, then what the rule takes (nbbp/optimizers.py computes them).
+
+A batch whose loss is not finite (ROW_VALUES) updates nothing: its gradient would wipe out every layer, and with them
+the trace of where the numbers went.
 """
 
+import numpy as np
 from numba import float64, njit
 
 from nbbp import ops
-from nbbp.compiling import FASTMATH
+from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
 from nbbp.scalars.updates import UPDATES, penalized_gradient, update_rule
@@ -16,6 +20,18 @@ from nbbp.scalars.updates import UPDATES, penalized_gradient, update_rule
 N_SLOTS = {rule.code: rule.n_slots for rule in UPDATES.values()}
 _SLOTS_BY_CODE = tuple(N_SLOTS[code] for code in range(len(N_SLOTS)))
 penalized = njit(fastmath=FASTMATH)(penalized_gradient)
+
+
+@jit()
+def losses_are_finite(op, step, row_start, row_stop):
+    """Whether the losses of these rows of the batch are, where the op has them."""
+    if op[ops.ROW_VALUES] == 0:
+        return True
+    values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), step * op[ops.BATCH])
+    bad = np.int64(0)
+    for r in range(row_start, row_stop):
+        bad |= np.int64(not (abs(values[r]) < np.inf))
+    return bad == 0
 
 
 @kernel("reduce_gradient")
@@ -45,7 +61,7 @@ def update(zero, variant):
     def update(op, step, row_start, row_stop, column_start, column_stop, scratch):
         width, stride = op[ops.SLOT_STRIDE], op[ops.W_STRIDE]
         first, last = max(column_start, op[ops.N_IN]), min(column_stop, op[ops.N_OUT])
-        if last <= first:
+        if last <= first or not losses_are_finite(op, step, row_start, row_stop):
             return
         gradient = simd.pointer(op[ops.X] if op[ops.X] != 0 else scratch, zero)
         gradient = simd.advance(gradient, (first - column_start if op[ops.TILE_LOCAL] else first) * width)

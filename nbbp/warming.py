@@ -1,0 +1,34 @@
+"""Compile everything now, so that no later process has to."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from nbbp.cpu import kernels
+from nbbp.cpu.engine import BoundProgram
+from nbbp.layers import Dense
+from nbbp.model import Model
+from nbbp.network import Sequential
+from nbbp.validation import compile_scans
+
+__all__ = ["warmup"]
+
+
+def warmup(dtypes: Iterable[str] = ("float32", "float64")) -> None:
+    """Compile, or load from the cache, every op kernel and every function that a model calls.
+
+    Parameters
+    ----------
+    dtypes : iterable of {"float32", "float64"}
+    """
+    compile_scans()
+    for dtype in dtypes:
+        for arguments in kernels.everything(np.dtype(dtype).name):
+            kernels.compiled(*arguments)
+        x = np.zeros((2, 2), dtype)
+        for loss, y in (("crossentropy", np.zeros(2, np.int64)), ("mse", np.zeros((2, 2), dtype))):
+            model = Model(Sequential([Dense(2)], n_in=2), loss=loss, dtype=dtype)
+            model.fit(x, y, verbose=0)
+            model.train_step(x, y)
+            model.predict(x)
+    BoundProgram.compile_team()
