@@ -253,7 +253,7 @@ class Lowering:
                 "update", UPDATES[optimizer.rule].code, x=gradient, w=Place("parameters", base + panel[0]),
                 w_stride=stride, n_in=start, n_out=stop, slot_stride=panel[1] - panel[0],
                 tile_local=int(not isinstance(gradient, Place)),
-                coefficients=Place(coefficients_buffer(settings)), **slots,
+                coefficients=Place(coefficients_buffer(settings)), row_values=Place("loss values"), **slots,
             )  # fmt: skip
 
     def adafactor(self, optimizer: Optimizer, index: int) -> None:
@@ -265,6 +265,7 @@ class Lowering:
                     n_in=math.prod(parameter.shape[:-1]), n_out=parameter.shape[-1],
                     is_matrix=int(len(parameter.shape) > 1), slot_0=Place("slot 0", slot_offset),
                     coefficients=Place(coefficients_buffer(optimizer.settings(parameter.name))),
+                    row_values=Place("loss values"),
                 )  # fmt: skip
 
 

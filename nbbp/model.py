@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -77,11 +77,11 @@ class Model:
     ) -> None:
         if not isinstance(network, Sequential):
             raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
-        if device != "cpu":
+        if not isinstance(device, str) or device != "cpu":
             raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must be an integer from 0 to 2**63 - 1; got {seed!r}")
-        if isinstance(metrics, (str, Metric)) or not isinstance(metrics, Iterable):
+        if isinstance(metrics, str) or not isinstance(metrics, Sequence):
             raise TypeError(f"metrics must be a sequence such as ('accuracy',); got {metrics!r}")
         self.network = network
         self.loss = losses.get(loss)
@@ -219,7 +219,7 @@ class Model:
             raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
         if not isinstance(shuffle, (bool, np.bool_)):
             raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
-        if not isinstance(callbacks, Iterable) or len(tuple(callbacks)):
+        if not isinstance(callbacks, (list, tuple)) or callbacks:
             raise ValueError(f"callbacks must be empty in this version; got {callbacks!r}")
         splits = not isinstance(validation_split, numbers.Real) or validation_split != 0
         if validation_data is not None and splits:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import ops, programs
+from nbbp import programs
 from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation, Dense
@@ -22,7 +22,7 @@ from nbbp.lowering import coefficients_buffer
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
-from nbbp.program import Place, Program
+from nbbp.program import Program
 from nbbp.sources import Chunk, Source
 
 #: Rows that prediction and evaluation take at a time.
@@ -41,7 +41,6 @@ class _QuickStep:
     shape_x: tuple[int, ...]
     shape_y: tuple[int, ...]
     dtype_y: np.dtype
-    function: Callable
     arguments: tuple
     more: tuple
     divisor: int
@@ -127,13 +126,9 @@ class Session:
     def _training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
-            program = programs.training_program(
+            return programs.training_program(
                 self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good
             )
-            for op in program.ops:
-                if op.kernel in ("update", "adafactor"):
-                    op.columns[ops.ROW_VALUES] = Place("loss values")
-            return program
 
         return self._program(("train", batch, labels, keeps_good), make)
 
@@ -228,7 +223,7 @@ class Session:
                 return None
         if self._steps_ahead == 0:
             self._steps_ahead = self._attach_coefficients(quick.bound, 1)
-        status, total = quick.function(*quick.arguments, x, y, *quick.more)
+        status, total = entry.train_now(*quick.arguments, x, y, *quick.more)
         if status != entry.FINE:
             return None
         self._steps_ahead -= 1
@@ -259,7 +254,6 @@ class Session:
             shape_x=x.shape,
             shape_y=y.shape,
             dtype_y=y.dtype,
-            function=entry.train_on_labels if labels else entry.train_on_values,
             arguments=(
                 bound.table,
                 bound.tiles,

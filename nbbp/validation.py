@@ -274,7 +274,7 @@ def _place(index: Any, original: Any, rows: np.ndarray | None) -> str:
 
 def _ragged(data: list | tuple) -> str:
     """Name the first row of a nested list whose length differs from the first row's."""
-    lengths = [len(row) if hasattr(row, "__len__") else None for row in data]
+    lengths = [len(row) if hasattr(row, "__len__") and getattr(row, "shape", None) != () else None for row in data]
     for row, length in enumerate(lengths):
         if length != lengths[0]:
             shown = "one number" if length is None else f"{length} values"

@@ -58,25 +58,14 @@ def attach_batch(table, gather, loss, x, target, loss_values):
 
 
 @jit()
-def train_on_labels(table, tiles, phases, batch, scratch, gather, loss, x, labels, loss_values, n_out, coefficients):
-    """One step on int64 labels; gives the status and the sum of the rows' losses."""
+def train_now(table, tiles, phases, batch, scratch, gather, loss, x, target, loss_values, n_out, coefficients):
+    """One step on labels (n,) or target values (n, n_out); gives the status and the sum of the rows' losses."""
     status = first_not_finite(x)
     if status == FINE:
-        status = first_bad_label(labels, n_out)
-        status = status + x.size if status != FINE else status
-    if status == FINE:
-        attach_batch(table, gather, loss, x, labels, loss_values)
-        run_alone(table, tiles, phases, len(x), batch, scratch)
-        _next_step(table, coefficients)
-    return status, total(loss_values)
-
-
-@jit()
-def train_on_values(table, tiles, phases, batch, scratch, gather, loss, x, target, loss_values, n_out, coefficients):
-    """One step on target values (n, n_out); gives the status and the sum of the rows' losses."""
-    status = first_not_finite(x)
-    if status == FINE:
-        status = first_not_finite(target)
+        if target.ndim == 1:  # decided while this compiles
+            status = first_bad_label(target, n_out)
+        else:
+            status = first_not_finite(target)
         status = status + x.size if status != FINE else status
     if status == FINE:
         attach_batch(table, gather, loss, x, target, loss_values)
