@@ -128,7 +128,9 @@ def source(
     converted = None
     if y is not None:
         converted = targets(y, loss, n_out, len(checked), dtype, names[1], partner=names[0])
-    weight = weights(sample_weight, class_weight, converted, loss, n_out, len(checked), dtype, names[2])
+    weight = weights(
+        sample_weight, class_weight, converted, loss, n_out, len(checked), dtype, names[2], partner=names[0]
+    )
     return ArraySource(checked, converted, weight)
 
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from nbbp import data, losses, optimizers
 from nbbp import metrics as metric_descriptions
+from nbbp.compatibility import check_parts
 from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
-from nbbp.layers import Activation
+from nbbp.layers import Activation, positive_integer
 from nbbp.losses import Loss
 from nbbp.metrics import Metric
-from nbbp.network import Sequential
+from nbbp.network import Sequential, checked_dtype
 from nbbp.optimizers import Optimizer
 from nbbp.session import FORWARD_BATCH, Session
 from nbbp.sources import Chunk
@@ -26,7 +27,6 @@ from nbbp.validation import features
 
 __all__ = ["Model"]
 
-_DTYPES = ("float32", "float64")
 #: What a model is made of: fixed, because its memory and its programs are made for it.
 _FIXED = ("network", "loss", "optimizer", "metrics", "device", "dtype", "seed")
 
@@ -34,12 +34,14 @@ _FIXED = ("network", "loss", "optimizer", "metrics", "device", "dtype", "seed")
 class Model:
     """A network that can be trained and used.
 
+    Threads of yours may predict and evaluate with one model at the same time; only one of them may train it.
+
     Parameters
     ----------
     network : Sequential
         Layers and, unless the first data are to tell, `n_in`.
     loss : str or nbbp.losses.Loss
-        ``crossentropy``, ``mse``, …; classification losses take logits, see DESIGN of `nbbp.losses`.
+        ``crossentropy``, ``mse``, …; what each takes from the last layer is in its docstring (`nbbp.losses`).
     optimizer : str or nbbp.optimizers.Optimizer, default "adam"
     metrics : sequence of str or nbbp.metrics.Metric
         What `fit` and `evaluate` report beside the loss.
@@ -87,8 +89,9 @@ class Model:
         self.loss = losses.get(loss)
         self.optimizer = optimizers.get(optimizer)
         self.metrics = tuple(metric_descriptions.get(metric) for metric in metrics)
+        check_parts(network, self.loss, self.metrics)
         self.device, self.seed = device, int(seed)
-        self.dtype = _checked_dtype(dtype)
+        self.dtype = checked_dtype(dtype)
         self.history = History()
         self._session: Session | None = None
         self._parameters: Mapping[str, np.ndarray] | None = None
@@ -213,8 +216,8 @@ class Model:
         nbbp.TrainingDiverged
             The loss turned NaN or infinite; the last good parameters are back in place.
         """
-        epochs = _positive("epochs", epochs)
-        batch_size = _positive("batch_size", batch_size)
+        epochs = positive_integer("epochs", epochs)
+        batch_size = positive_integer("batch_size", batch_size)
         if not isinstance(verbose, (str, int)) or verbose not in ("auto", 0, 1):
             raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
         if not isinstance(shuffle, (bool, np.bool_)):
@@ -238,7 +241,9 @@ class Model:
                 )
             names = ("validation X", "validation y", "validation sample_weight")
             Xv, yv, *wv = validation_data
-            validation = data.source(Xv, yv, sample_weight=wv[0] if wv else None, names=names, **describe)
+            validation = data.source(
+                Xv, yv, sample_weight=wv[0] if wv else None, names=names, epochs=epochs, **describe
+            )
         if self._session is None:
             self._build(n_in)
         training = Training(self._session, source, validation, batch_size, shuffle, bool(verbose))
@@ -288,7 +293,8 @@ class Model:
         gradients : mapping of str to ndarray
             Named and shaped as `parameters`; new arrays, views of one flat one.
         """
-        loss, flat = self._built.gradients(self._one_batch(x, y, sample_weight))
+        chunk = self._one_batch(x, y, sample_weight)
+        loss, flat = self._built.gradients(chunk)
         return loss, MappingProxyType(self._named(flat))
 
     def check_gradients(self, x: Any, y: Any, *, max_per_parameter: int = 200) -> GradientCheck:
@@ -309,14 +315,14 @@ class Model:
         self._built  # noqa: B018 - raises where there are no parameters
         twin = Model(self.network, self.loss, self.optimizer, dtype="float64", seed=self.seed)
         twin.parameter_vector[:] = self.parameter_vector
-        return check_gradients(twin, x, y, _positive("max_per_parameter", max_per_parameter))
+        return check_gradients(twin, x, y, positive_integer("max_per_parameter", max_per_parameter))
 
     def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
         """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
         loss, n_out = self.loss, self.network.n_out
         X = features(x, self.network.n_in, self.dtype, "x")
         target = targets(y, loss, n_out, len(X), self.dtype, "y", partner="x")
-        weight = weights(sample_weight, None, target, loss, n_out, len(X), self.dtype)
+        weight = weights(sample_weight, None, target, loss, n_out, len(X), self.dtype, partner="x")
         if self._session is None:
             self._build(X.shape[1])
         return Chunk(X, target, weight, np.arange(len(X), dtype=np.int64))
@@ -340,9 +346,10 @@ class Model:
 
     def predict(self, X: Any) -> np.ndarray:
         """What the last layer gives for each sample: (n, n_out)."""
-        session = self._built
+        session = self._session
         if (
-            type(X) is np.ndarray
+            session is not None
+            and type(X) is np.ndarray
             and X.dtype == self.dtype
             and X.ndim == 2
             and X.flags.carray
@@ -376,21 +383,3 @@ class Model:
             X, n_in=network.n_in, n_out=network.n_out, loss=self.loss, dtype=self.dtype, labelled=False
         )
         return session.predict(source, also)
-
-
-def _checked_dtype(dtype: Any) -> np.dtype:
-    try:
-        checked = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
-    except TypeError:
-        checked = None
-    if checked is None or checked.name not in _DTYPES or not checked.isnative:
-        raise ValueError(f"dtype must be 'float32' or 'float64'; got {dtype!r}")
-    return checked
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer; got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}")
-    return int(value)

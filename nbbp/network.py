@@ -180,7 +180,7 @@ class Sequential:
             If `seed` is out of range or `dtype` another, or an initializer gives an array of another shape or
             with NaN or infinity.
         """
-        dtype = _checked_dtype(dtype)
+        dtype = checked_dtype(dtype)
         seed = _checked_seed(seed)
         flat = np.empty(self.n_parameters, dtype)
         for parameter in self.parameters:
@@ -201,7 +201,7 @@ class Sequential:
         dtype : {"float32", "float64"}
             Of the parameters; it only sets the bytes.
         """
-        dtype = _checked_dtype(dtype)
+        dtype = checked_dtype(dtype)
         rows = [("Layer", "Activation", "Output shape", "Parameters", f"Bytes ({dtype.name})")]
         total, n_in = 0, self.n_in
         for index, layer in enumerate(self.layers):
@@ -271,11 +271,11 @@ def _checked_seed(seed: Any) -> int:
     return number
 
 
-def _checked_dtype(dtype: DTypeLike) -> np.dtype:
+def checked_dtype(dtype: DTypeLike) -> np.dtype:
     """`dtype` as float32 or float64 of this machine's byte order."""
     # NumPy takes None for float64, and even calls them equal.
     if dtype is not None:
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):
             given = np.dtype(dtype)
             if given in (np.dtype(np.float32), np.dtype(np.float64)):
                 return given

@@ -6,6 +6,8 @@ row.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,9 +43,21 @@ class _QuickStep:
     shape_x: tuple[int, ...]
     shape_y: tuple[int, ...]
     dtype_y: np.dtype
+    is_shaped: bool
     arguments: tuple
     more: tuple
     divisor: int
+
+
+def _one_at_a_time(method: Callable) -> Callable:
+    """Let one of the caller's threads at a time train: they share parameters, slots and the count of steps."""
+
+    @functools.wraps(method)
+    def alone(self: Session, *arguments: Any, **keywords: Any) -> Any:
+        with self._lock:
+            return method(self, *arguments, **keywords)
+
+    return alone
 
 
 class Session:
@@ -79,16 +93,19 @@ class Session:
     ) -> None:
         self.network, self.loss, self.optimizer, self.metrics = network, loss, optimizer, tuple(metrics)
         self.dtype, self.seed, self.step, self.epoch = dtype, seed, 0, 0
+        self.n_out = network.n_out
         self.parameters = aligned(network.n_parameters, dtype)
         self.parameters[:] = network.initial_parameters(seed, dtype)
         self.slots = [aligned(n, dtype) for n in programs.slot_lengths(network, optimizer)]
         self.good_parameters: np.ndarray | None = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         self._settings = {coefficients_buffer(s): s for s in self._all_settings()}
+        self._lock = threading.RLock()
         self._steps_ahead = 0
         self._coefficients: tuple[int, int, dict] = (0, -1, {})
         self._quick: _QuickStep | None = None
-        self._quick_prediction: tuple | None = None
+        self._making = threading.Lock()
+        self._of_this_thread = threading.local()
 
     def _all_settings(self) -> set:
         return {self.optimizer.settings(parameter.name) for parameter in self.network.parameters}
@@ -111,17 +128,21 @@ class Session:
 
     def _program(self, key: tuple, make: Callable[[], Program]) -> BoundProgram:
         """The bound program of this key, made when first asked for."""
-        if key in self._bound:
-            self._bound.move_to_end(key)
+        with self._making:
+            if key in self._bound:
+                self._bound.move_to_end(key)
+                return self._bound[key]
+            while len(self._bound) >= _KEPT:
+                self._bound.popitem(last=False)
+            self._bound[key] = self._bind(make())
             return self._bound[key]
+
+    def _bind(self, program: Program) -> BoundProgram:
         buffers = {"parameters": self.parameters}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
             buffers["good parameters"] = self.good_parameters
-        while len(self._bound) >= _KEPT:
-            self._bound.popitem(last=False)
-        self._bound[key] = BoundProgram(make(), self.dtype, buffers)
-        return self._bound[key]
+        return BoundProgram(program, self.dtype, buffers)
 
     def _training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
         def make() -> Program:
@@ -133,7 +154,16 @@ class Session:
         return self._program(("train", batch, labels, keeps_good), make)
 
     def begin_fit(self) -> None:
-        """Start keeping the last good parameters."""
+        """Start keeping the last good parameters.
+
+        Raises
+        ------
+        ValueError
+            If there are none: a parameter holds NaN or infinity.
+        """
+        for parameter in self.network.parameters:
+            if not np.isfinite(parameter.view(self.parameters)).all():
+                raise ValueError(f"parameter {parameter.name} holds NaN or infinity; expected numbers before training")
         if self.good_parameters is None:
             self.good_parameters = aligned(len(self.parameters), self.dtype)
         self.good_parameters[:] = self.parameters
@@ -176,18 +206,22 @@ class Session:
 
     # training ---------------------------------------------------------------------------------------------
 
+    @_one_at_a_time
     def train_chunk(self, chunk: Chunk, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Train on every batch of a chunk, in its order; losses (rows,) and metrics [(rows,), …], as weighted."""
         n = len(chunk.order)
         bound = self._training(batch, _is_labels(chunk), True)
-        losses, metrics = self._attach(bound, chunk, n)
         n_steps = -(-n // bound.program.batch)
+        losses, metrics = self._attach(bound, chunk, n)
         self._attach_coefficients(bound, n_steps)
-        bound.run(n)
-        self.step += n_steps
-        self._steps_ahead = 0
+        try:
+            bound.run(n)
+        finally:  # Ctrl-C is heard when the steps are done
+            self.step += n_steps
+            self._steps_ahead = 0
         return losses, metrics
 
+    @_one_at_a_time
     def train_batch(self, chunk: Chunk) -> float:
         """One update on a whole chunk as one batch; its loss."""
         n = len(chunk.order)
@@ -204,6 +238,7 @@ class Session:
         """The loss from the sum of the rows' losses."""
         return sum_of_rows / n if self.loss.reduction == "mean" else sum_of_rows
 
+    @_one_at_a_time
     def train_quickly(self, x: Any, y: Any) -> float | None:
         """`train_batch` for arrays that need no conversion; None where they do, or are not what they should be."""
         quick = self._quick
@@ -217,14 +252,15 @@ class Session:
             or y.dtype != quick.dtype_y
             or not x.flags.carray
             or not y.flags.carray
+            or (quick.bound.program.is_shared and quick.bound.n_threads() > 1)
         ):
             quick = self._quick = self._quick_step(x, y)
             if quick is None:
                 return None
         if self._steps_ahead == 0:
             self._steps_ahead = self._attach_coefficients(quick.bound, 1)
-        status, total = entry.train_now(*quick.arguments, x, y, *quick.more)
-        if status != entry.FINE:
+        is_fine, total = entry.train_now(*quick.arguments, x, y if quick.is_shaped else y.reshape(-1, 1), *quick.more)
+        if not is_fine:
             return None
         self._steps_ahead -= 1
         self.step += 1
@@ -232,14 +268,16 @@ class Session:
 
     def _quick_step(self, x: Any, y: Any) -> _QuickStep | None:
         """What `train_quickly` needs for batches like this one, or None if they must be converted or checked."""
-        network = self.network
+        network, loss = self.network, self.loss
         if not (type(x) is np.ndarray and type(y) is np.ndarray and x.ndim == 2 and x.dtype == self.dtype):
             return None
-        if not (x.flags.carray and y.flags.carray and 0 < len(x) == len(y) and x.shape[1] == network.n_in):
+        if not (x.flags.carray and y.flags.carray and len(x) and x.shape[1] == network.n_in):
             return None
-        labels = y.ndim == 1 and y.dtype == np.int64 and self.loss.row_wise
-        values = y.shape == (len(x), network.n_out) and y.dtype == self.dtype and not self.loss.is_classification
-        if not (labels or values):
+        is_column = y.shape == x.shape[:1] and network.n_out == 1
+        labels = y.shape == x.shape[:1] and y.dtype == np.int64 and loss.row_wise
+        values = y.dtype == self.dtype and (y.shape == (len(x), network.n_out) or is_column)
+        # hinge and rows of probabilities ask for more than a range
+        if not (labels or (values and not loss.row_wise and loss.name != "hinge")):
             return None
         bound = self._training(len(x), labels, False)
         if bound.n_threads() > 1:
@@ -247,24 +285,21 @@ class Session:
         losses = np.empty(len(x))
         for name, array in (("sample weight", None), ("order", None), ("loss values", losses)):
             bound.attach(name, array)
-        (gather,), (loss,) = bound.program.find("gather"), bound.program.loss_rows()
+        (gather,), (loss_row,) = bound.program.find("gather"), bound.program.loss_rows()
         self._steps_ahead = 0
+        largest = np.finfo(self.dtype).max
+        low = self.dtype.type(0) if loss.name in ("binary_crossentropy", "poisson") else -largest
+        high = self.dtype.type(1) if loss.name == "binary_crossentropy" else largest
+        table = bound.table, bound.tiles, bound.phases, len(x), bound.scratch.ctypes.data, gather, loss_row
         return _QuickStep(
             bound=bound,
             shape_x=x.shape,
             shape_y=y.shape,
             dtype_y=y.dtype,
-            arguments=(
-                bound.table,
-                bound.tiles,
-                bound.phases,
-                len(x),
-                bound.scratch.ctypes.data,
-                gather,
-                loss,
-            ),
-            more=(losses, network.n_out, bound.cells(set(self._settings))),
-            divisor=len(x) if self.loss.reduction == "mean" else 1,
+            is_shaped=labels or not is_column or y.ndim == 2,
+            arguments=table,
+            more=(losses, network.n_out, bound.cells(set(self._settings)), largest, low, high),
+            divisor=len(x) if loss.reduction == "mean" else 1,
         )
 
     def gradients(self, chunk: Chunk) -> tuple[float, np.ndarray]:
@@ -274,9 +309,11 @@ class Session:
             ("gradient", n, labels),
             lambda: programs.training_program(self.network, self.loss, None, (), n, labels),
         )
-        losses, _ = self._attach(bound, chunk, n)
-        bound.run(n)
-        return self.total(entry.total(losses), n), bound.buffer("gradient")[: len(self.parameters)].copy()
+        with bound.lock:
+            losses, _ = self._attach(bound, chunk, n)
+            bound.run(n)
+            gradient = bound.buffer("gradient")[: len(self.parameters)].copy()
+        return self.total(entry.total(losses), n), gradient
 
     # forward ----------------------------------------------------------------------------------------------
 
@@ -291,8 +328,9 @@ class Session:
                     self.network, self.loss, self.metrics, FORWARD_BATCH, labels
                 ),
             )
-            losses, metrics = self._attach(bound, chunk, n)
-            bound.run(n)
+            with bound.lock:
+                losses, metrics = self._attach(bound, chunk, n)
+                bound.run(n)
             total, n_samples = total + float(losses.sum()), n_samples + n
             sums += [values.sum() for values in metrics]
         return self.report(total, sums, n_samples)
@@ -313,41 +351,44 @@ class Session:
         parts = []
         for chunk in source.chunks(None, None):
             parts.append(np.empty((len(chunk.order), self.network.n_out), self.dtype))
-            for name, array in (("X", chunk.X), ("order", chunk.order), ("output", parts[-1])):
-                bound.attach(name, array)
-            bound.run(len(chunk.order))
+            with bound.lock:
+                for name, array in (("X", chunk.X), ("order", chunk.order), ("output", parts[-1])):
+                    bound.attach(name, array)
+                bound.run(len(chunk.order))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def layer_outputs(self, x: np.ndarray) -> dict[int, np.ndarray]:
         """What every dense layer gives for one sample x (1, n_in), by the layer's position."""
         bound = self._prediction(None)
-        for name, array in (
-            ("X", x),
-            ("order", None),
-            ("output", np.empty((1, self.network.n_out), self.dtype)),
-        ):
-            bound.attach(name, array)
-        bound.run(1)
-        layers = enumerate(self.network.layers)
-        return {
-            index: bound.buffer(f"layer {index}")[: layer.n_out].copy()
-            for index, layer in layers
-            if isinstance(layer, Dense)
-        }
+        out = np.empty((1, self.network.n_out), self.dtype)
+        with bound.lock:
+            for name, array in (("X", x), ("order", None), ("output", out)):
+                bound.attach(name, array)
+            bound.run(1)
+            return {
+                index: bound.buffer(f"layer {index}")[: layer.n_out].copy()
+                for index, layer in enumerate(self.network.layers)
+                if isinstance(layer, Dense)
+            }
 
     def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:
-        """`predict` for a few rows that need no conversion; None where a number in them is not finite."""
-        quick = self._quick_prediction
-        if quick is None:
-            bound = self._prediction(None)
+        """`predict` for a few rows that need no conversion; None where a number in them is not finite.
+
+        Every thread has a program of its own for it, which costs less than a lock.
+        """
+        mine = self._of_this_thread
+        try:
+            _, arguments = mine.prediction
+        except AttributeError:
+            bound = self._bind(programs.prediction_program(self.network, FORWARD_BATCH, None))
+            bound.attach("order", None)
             (gather,), (copy_out,) = bound.program.find("gather"), bound.program.find("copy_out")
             scratch = bound.scratch.ctypes.data
-            arguments = (bound.table, bound.tiles, bound.phases, FORWARD_BATCH, scratch, gather, copy_out)
-            quick = self._quick_prediction = bound, arguments
-        bound, arguments = quick
-        bound.attach("order", None)
-        out = np.empty((x.shape[0], self.network.n_out), self.dtype)
-        return out if entry.predict_now(*arguments, x, out) == entry.FINE else None
+            table = bound.table, bound.tiles, bound.phases
+            arguments = (*table, FORWARD_BATCH, scratch, gather, copy_out, np.finfo(self.dtype).max)
+            mine.prediction = bound, arguments
+        out = np.empty((x.shape[0], self.n_out), self.dtype)
+        return out if entry.predict_now(*arguments, x, out) else None
 
 
 def _is_labels(chunk: Chunk) -> bool:

@@ -144,7 +144,9 @@ class MemmapSource:
             self._y_is_ready = in_memory and y.size * self._dtype.itemsize <= copy_limit
             ready = targets(y if self._y_is_ready else y[:1], loss, n_out, None, self._dtype, names[1])
             self._y = ready if self._y_is_ready else y
-        self._weight = weights(sample_weight, None, None, loss, n_out, self.n_samples, self._dtype, names[2])
+        self._weight = weights(
+            sample_weight, None, None, loss, n_out, self.n_samples, self._dtype, names[2], partner=names[0]
+        )
         if class_weight is not None:
             labels = np.concatenate([class_labels(chunk.y, loss, n_out) for chunk in self.chunks()])
             by_class = class_weights(class_weight, labels, loss, n_out).astype(self._dtype)[labels]
@@ -259,6 +261,7 @@ class IterableSource:
             len(X),
             self._dtype,
             f"sample_weight of {where}",
+            partner=f"x of {where}",
         )
         return Chunk(X, y, weight, np.arange(len(X), dtype=np.int64))
 

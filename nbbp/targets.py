@@ -49,8 +49,8 @@ def targets(
     y : array_like
         ``crossentropy`` and ``nll``: class labels 0 … n_out - 1 of shape (n,) or (n, 1), or probabilities
         (n, n_out) whose rows sum to 1. ``binary_crossentropy``: numbers in [0, 1]. ``hinge``: -1 and +1, or 0
-        and 1. Every other loss: any finite numbers. The elementwise losses take (n, n_out), and (n,) where
-        n_out is 1.
+        and 1. ``poisson``: numbers of at least 0. Every other loss: any finite numbers. The elementwise losses take (n,
+        n_out), and (n,) where n_out is 1.
     loss : a loss of ``nbbp.losses``
         Read for its ``name`` and ``row_wise``.
     n_out : int
@@ -93,6 +93,10 @@ def targets(
         bad = first_outside(values, 0.0, 1.0)
         if bad >= 0:
             refuse_number(bad, values, y, name, rows, "binary_crossentropy takes targets in [0, 1]")
+    elif loss.name == "poisson":
+        bad = first_outside(values, 0.0, largest)
+        if bad >= 0:
+            refuse_number(bad, values, y, name, rows, "poisson takes counts, finite and not negative")
     elif (bad := first_outside(values, -largest, largest)) >= 0:
         refuse_number(bad, values, y, name, rows)
     if loss.name == "hinge":
@@ -109,6 +113,8 @@ def weights(
     n_samples: int,
     dtype: np.dtype,
     name: str = "sample_weight",
+    *,
+    partner: str = "X",
 ) -> np.ndarray | None:
     """Combine sample and class weights into one weight per sample, their product.
 
@@ -126,6 +132,8 @@ def weights(
         Outputs of the network; rows of the features.
     dtype : np.dtype
         float32 or float64.
+    name, partner : str
+        What the caller calls the weights and the features, for the message.
 
     Returns
     -------
@@ -141,7 +149,7 @@ def weights(
     combined = None
     if sample_weight is not None:
         array = as_array(sample_weight, name)
-        check_length(array, n_samples, name, "X")
+        check_length(array, n_samples, name, partner)
         if array.ndim != 1 and array.shape != (n_samples, 1):
             raise ValueError(f"{name} has shape {array.shape}; expected one per sample, shape ({n_samples},)")
         combined = to_dtype(array.reshape(-1), dtype, name, None, sample_weight)

@@ -70,6 +70,7 @@ def compile_scans() -> None:
     for dtype in (np.float32, np.float64):
         values = np.ones((1, 1), dtype)
         first_outside(values, 0.0, 1.0)
+        first_outside(values[0], 0.0, 1.0)  # weights
         first_row_not_summing_to_one(values, 1e-3)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from nbbp import initializers
 from nbbp.cpu import kernels
 from nbbp.cpu.engine import BoundProgram
 from nbbp.layers import Dense
@@ -22,6 +23,8 @@ def warmup(dtypes: Iterable[str] = ("float32", "float64")) -> None:
     dtypes : iterable of {"float32", "float64"}
     """
     compile_scans()
+    for initializer in initializers.BY_NAME.values():
+        initializer((2, 2), 0, 0, np.dtype(np.float32))
     for dtype in dtypes:
         for arguments in kernels.everything(np.dtype(dtype).name):
             kernels.compiled(*arguments)

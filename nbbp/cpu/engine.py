@@ -4,7 +4,9 @@ Legend: a bound program owns its workspace; the parameters and slots are the mod
 (data, order, results) is attached before a run.
 """
 
+import contextlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -56,13 +58,16 @@ def get_num_threads() -> int:
 
 
 def _threads_beside(n: int) -> ThreadPoolExecutor:
-    """A pool of `n` threads beside the calling one, kept from run to run."""
+    """A pool of at least `n` threads beside the calling one, kept from run to run.
+
+    A smaller one is dropped, not shut down: another thread of the caller's may be about to give it work. Its threads
+    end when it is collected.
+    """
     global _pool
-    if _pool is None or _pool[0] < n:
-        if _pool is not None:
-            _pool[1].shutdown(wait=False)
-        _pool = n, ThreadPoolExecutor(n, thread_name_prefix="nbbp")
-    return _pool[1]
+    pool = _pool
+    if pool is None or pool[0] < n:
+        pool = _pool = n, ThreadPoolExecutor(n, thread_name_prefix="nbbp")
+    return pool[1]
 
 
 def _forget_threads() -> None:
@@ -89,10 +94,12 @@ class BoundProgram:
     ----------
     workspace : ndarray
         Outputs, output gradients and, where the program keeps it whole, the gradient.
+    lock : Lock
+        To be held from `attach` to the end of what the run leaves behind.
     """
 
     def __init__(self, program: Any, dtype: Any, buffers: dict[str, np.ndarray]) -> None:
-        self.program, self.dtype = program, np.dtype(dtype)
+        self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
         self.tiles, self.phases = program.tiles, program.phases
         self.settings = np.array(program.settings, self.dtype)
         self._buffers = dict(buffers)
@@ -168,8 +175,11 @@ class BoundProgram:
             for thread, scratch in enumerate(scratches)
         ]
         pool = _threads_beside(n_threads - 1)
-        others = [pool.submit(run_in_team, *member) for member in members[1:]]
+        others = []
         try:
+            with contextlib.suppress(RuntimeError):  # the interpreter is ending and starts no threads: one does it all
+                for member in members[1:]:
+                    others.append(pool.submit(run_in_team, *member))
             run_in_team(*members[0])
         finally:  # also after Ctrl-C: nobody may write on when this returns
             wait(others)

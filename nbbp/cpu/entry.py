@@ -1,51 +1,49 @@
 """Short calls from Python: check, bind and run one batch in a single jitted call, a microsecond in all.
 
 Legend: X (n, n_in), target (n,) int64 labels or (n, n_out) values; ``table`` and the rest as in cpu/run.py. The rows of
-the table that read the data are named by their number; status is -1, or the flat index of the first number that is
-NaN or infinite in X, then in the target (counted on from X.size).
+the table that read the data are named by their number. What is not fine is only refused here; `nbbp.validation` says
+why.
 """
-
-import math
 
 import numpy as np
 
 from nbbp import ops
-from nbbp.compiling import jit
+from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.run import run_alone
 
-FINE = -1
 _COEFFICIENT_BYTES = 8 * ops.N_COEFFICIENTS
 
 
-@jit()
-def first_not_finite(values):
-    """Flat index of the first NaN or infinity, or FINE."""
+@jit(fastmath=FASTMATH)
+def are_within(values, low, high):
+    """Whether every number lies in [low, high]; NaN lies nowhere. Counted without a way out, so that it vectorises."""
+    outside = type(low)(0)
     for row in range(values.shape[0]):
         for column in range(values.shape[1]):
-            if not math.isfinite(values[row, column]):
-                return row * values.shape[1] + column
-    return FINE
+            value = values[row, column]
+            outside += type(low)(0) if (value >= low) & (value <= high) else type(low)(1)
+    return outside == 0
 
 
 @jit()
-def first_bad_label(labels, n_out):
-    """Index of the first label outside 0 … n_out - 1, or FINE."""
+def are_labels(labels, n_out):
+    """Whether every label is one of 0 … n_out - 1."""
+    outside = 0
     for row in range(labels.shape[0]):
-        if labels[row] < 0 or labels[row] >= n_out:
-            return row
-    return FINE
+        outside += (labels[row] < 0) | (labels[row] >= n_out)
+    return outside == 0
 
 
 @jit()
-def predict_now(table, tiles, phases, batch, scratch, gather, copy_out, x, out):
-    """Run a prediction program on x and write out (n, n_out); gives the status."""
-    status = first_not_finite(x)
-    if status == FINE:
+def predict_now(table, tiles, phases, batch, scratch, gather, copy_out, largest, x, out):
+    """Run a prediction program on x and write out (n, n_out); whether x was fine."""
+    is_fine = are_within(x, -largest, largest)
+    if is_fine:
         table[gather, ops.X] = simd.address_of(x)
         table[copy_out, ops.Y] = simd.address_of(out)
         run_alone(table, tiles, phases, len(x), batch, scratch)
-    return status
+    return is_fine
 
 
 @jit()
@@ -58,20 +56,24 @@ def attach_batch(table, gather, loss, x, target, loss_values):
 
 
 @jit()
-def train_now(table, tiles, phases, batch, scratch, gather, loss, x, target, loss_values, n_out, coefficients):
-    """One step on labels (n,) or target values (n, n_out); gives the status and the sum of the rows' losses."""
-    status = first_not_finite(x)
-    if status == FINE:
-        if target.ndim == 1:  # decided while this compiles
-            status = first_bad_label(target, n_out)
-        else:
-            status = first_not_finite(target)
-        status = status + x.size if status != FINE else status
-    if status == FINE:
-        attach_batch(table, gather, loss, x, target, loss_values)
-        run_alone(table, tiles, phases, len(x), batch, scratch)
-        _next_step(table, coefficients)
-    return status, total(loss_values)
+def train_now(
+    table, tiles, phases, batch, scratch, gather, loss, x, target, loss_values, n_out, coefficients, largest, low, high
+):
+    """One step on labels (n,) or target values (n, n_out) in [low, high].
+
+    Gives whether the data were fine, and the sum of the rows' losses.
+    """
+    is_fine = are_within(x, -largest, largest)
+    if target.ndim == 1:  # decided while this compiles
+        is_fine &= are_labels(target, n_out)
+    else:
+        is_fine &= are_within(target, low, high)
+    if not is_fine:
+        return False, np.nan
+    attach_batch(table, gather, loss, x, target, loss_values)
+    run_alone(table, tiles, phases, len(x), batch, scratch)
+    _next_step(table, coefficients)
+    return True, total(loss_values)
 
 
 @jit()

@@ -1,7 +1,8 @@
 """The last good parameters: a copy that a run keeps for the case that its loss turns NaN.
 
 Legend: as in cpu/update.py; the copy is taken in the first step of a run, between the loss and the update, and only if
-every loss of that batch is finite. So the copy always holds parameters at which the loss was a number.
+every loss of that batch is finite. So the copy holds parameters at which the loss was a number, or the
+finite ones that training began with.
 """
 
 import math
