@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nbbp.targets import class_labels, class_weights, target_array, targets, weights
+from nbbp.targets import class_labels, target_array, targets, times_class_weights, weights
 from nbbp.validation import feature_matrix, features
 
 #: An array whose converted copy would be larger than this (bytes) is converted chunk by chunk instead.
@@ -149,8 +149,7 @@ class MemmapSource:
         )
         if class_weight is not None:
             labels = np.concatenate([class_labels(chunk.y, loss, n_out) for chunk in self.chunks()])
-            by_class = class_weights(class_weight, labels, loss, n_out).astype(self._dtype)[labels]
-            self._weight = by_class if self._weight is None else self._weight * by_class
+            self._weight = times_class_weights(self._weight, class_weight, labels, loss, n_out, self._dtype)
         elif X.size * self._dtype.itemsize <= copy_limit:
             for _ in self.chunks():
                 pass

@@ -158,8 +158,30 @@ def weights(
             refuse_number(bad, combined, sample_weight, name, None, "weights must be finite and not negative")
     if class_weight is not None:
         labels = class_labels(y, loss, n_out)
-        by_class = class_weights(class_weight, labels, loss, n_out).astype(dtype)[labels]
-        combined = by_class if combined is None else combined * by_class
+        combined = times_class_weights(combined, class_weight, labels, loss, n_out, dtype)
+    return combined
+
+
+def times_class_weights(
+    weight: np.ndarray | None,
+    class_weight: Mapping[int, float] | str,
+    labels: np.ndarray,
+    loss: Any,
+    n_out: int,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """Sample weights (n,) or None times the weights of the samples' classes: (n,) of dtype. See `weights`."""
+    with np.errstate(over="ignore"):
+        combined = class_weights(class_weight, labels, loss, n_out).astype(dtype)[labels]
+        if weight is not None:
+            combined = combined * weight
+    largest = LARGEST[combined.dtype.char]
+    bad = first_outside(combined, 0.0, largest)
+    if bad >= 0:
+        raise ValueError(
+            f"class_weight gives row {bad}, of class {labels[bad]}, a weight too large for {combined.dtype} (at most "
+            f"{largest:.3g})"
+        )
     return combined
 
 

@@ -14,9 +14,10 @@ from nbbp.session import Session
 from nbbp.sources import Chunk, Source
 from nbbp.validation import LARGEST, first_outside
 
-#: Rows and floating-point operations (a second of one core) after which the bar moves and Ctrl-C is heard; batches are
-#: never cut.
+#: Rows, steps (whose coefficients lie ready in the cache) and floating-point operations (a second of one core) after
+#: which the bar moves and Ctrl-C is heard; batches are never cut.
 CHUNK_ROWS = 1 << 16
+CHUNK_STEPS = 1 << 14
 CHUNK_WORK = 1e11
 
 
@@ -91,7 +92,8 @@ class Training:
             batch = min(batch, self.source.n_samples)
             if self.shuffle:
                 order = permutation(self.source.n_samples, session.seed, session.epoch)
-        limit = min(CHUNK_ROWS, self.source.row_limit or CHUNK_ROWS, int(CHUNK_WORK / (6 * len(session.parameters))))
+        work = 6 * len(session.parameters)
+        limit = min(CHUNK_ROWS, CHUNK_STEPS * batch, int(CHUNK_WORK / work), self.source.row_limit or CHUNK_ROWS)
         rows = max(batch, limit // batch * batch)
         total, n_samples, n_batches, sums = 0.0, 0, 0, np.zeros(len(session.metrics))
         for chunk in self.source.chunks(order, rows):

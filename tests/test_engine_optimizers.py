@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from engine_cases import (
+    ALL_LOSSES,
     ALL_OPTIMIZERS,
     DTYPES,
     assert_all_near,
@@ -167,14 +168,14 @@ def test_fit_and_steps_by_turns_count_on(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "batch"), [(19, 8), (17, 16), (5, 8), (1, 1), (7, 1), (65, 64)])
-def test_fit_trains_on_a_short_last_batch(n, batch, dtype):
+@pytest.mark.parametrize("loss", ALL_LOSSES, ids=label)
+def test_fit_trains_on_a_short_last_batch(loss, n, batch, dtype):
     """With the mean over its own rows; the reported loss is the mean over all rows."""
-    model = small_model("tanh", LOSS, dtype, optimizers.Adam(0.01))
-    X, y = features_for(n, 5, dtype), targets_for(LOSS, n, 3)
+    model, twin = (small_model("tanh", loss, dtype, optimizers.Adam(0.01)) for _ in range(2))
+    X, y = features_for(n, 5, dtype), targets_for(loss, n, 3)
     parts = [slice(start, min(start + batch, n)) for start in range(0, n, batch)]
     batches = [(X[part], y[part], None) for part in parts]
     expected = oracle_steps(model, batches)
-    twin = small_model("tanh", LOSS, dtype, optimizers.Adam(0.01))
     losses_of_steps = by_steps(twin, batches)
     history = model.fit(X, y, batch_size=batch, shuffle=False, verbose=0)
     assert_all_near(model.parameters, expected, dtype)

@@ -191,6 +191,7 @@ WRONG_SETTINGS = {
     "class_weight of a list": ({"class_weight": [1, 2, 3]}, TypeError, "in order: dict(enumerate(class_weight))"),
     "class_weight of text": ({"class_weight": "auto"}, ValueError, "class_weight is 'auto'; expected a mapping"),
     "class_weight of others": ({"class_weight": {3: 1.0}}, ValueError, "names the label 3; the labels are 0 to 2"),
+    "class_weight of 1e39": ({"class_weight": {1: 1e39}}, ValueError, "of class 1, a weight too large for float32"),
     "class_weight below 0": ({"class_weight": {1: -1}}, ValueError, "class_weight[1] is -1; expected a finite number"),
 }  # fmt: skip
 

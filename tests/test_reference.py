@@ -265,6 +265,17 @@ def test_network_agrees_with_torch(last, loss):
         assert_close(gradients[name], tensor.grad.numpy())
 
 
+def test_activation_that_stands_alone_is_that_of_the_layer_before():
+    net, parameters, x = network("mish")
+    y, loss = network_targets(losses.MSE()), losses.MSE()
+    last = net.layers[-1]
+    apart = Sequential([*net.layers[:-1], Dense(last.n_out), last.activation], n_in=6)
+    assert reference.loss_value(apart, parameters, x, y, loss) == reference.loss_value(net, parameters, x, y, loss)
+    expected = reference.loss_and_gradients(net, parameters, x, y, loss)[1]
+    for name, values in reference.loss_and_gradients(apart, parameters, x, y, loss)[1].items():
+        assert_close(values, expected[name])
+
+
 def test_metrics_of_a_case_by_hand():
     outputs = np.array([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2], [np.nan, 0.5, 0.5], [0.2, 0.3, 0.5]])
     labels = np.array([1, 1, 0, 0])
