@@ -19,7 +19,8 @@ _STEP = 6e-6
 class GradientCheck(Mapping):
     """Largest relative error of each parameter's gradient: a mapping from its name, which prints as a table.
 
-    The error of an entry is |analytic - numeric| over the largest magnitude of either within that parameter.
+    The error of an entry is |analytic - numeric| over the largest magnitude of either within that parameter, or over
+    a thousandth of the largest in any where that is more: a gradient that is zero but for rounding has no digits.
 
     Attributes
     ----------
@@ -33,7 +34,8 @@ class GradientCheck(Mapping):
 
     def __init__(self, analytic: dict, numeric: dict, indices: dict) -> None:
         self.analytic, self.numeric, self.indices = analytic, numeric, indices
-        self._errors = {name: _relative_error(analytic[name], numeric[name]) for name in analytic}
+        least = 1e-3 * max(_largest(values) for found in (analytic, numeric) for values in found.values())
+        self._errors = {name: _relative_error(analytic[name], numeric[name], least) for name in analytic}
         self.max_error = max(self._errors.values())
 
     def __getitem__(self, name: str) -> float:
@@ -53,9 +55,13 @@ class GradientCheck(Mapping):
         return "\n".join(lines)
 
 
-def _relative_error(analytic: np.ndarray, numeric: np.ndarray) -> float:
-    scale = max(np.abs(analytic).max(), np.abs(numeric).max())
-    return 0.0 if scale == 0 else float(np.abs(analytic - numeric).max() / scale)
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max())
+
+
+def _relative_error(analytic: np.ndarray, numeric: np.ndarray, least: float) -> float:
+    scale = max(_largest(analytic), _largest(numeric), least)
+    return 0.0 if scale == 0 else _largest(analytic - numeric) / scale
 
 
 def check_gradients(model: Any, x: Any, y: Any, max_per_parameter: int) -> GradientCheck:

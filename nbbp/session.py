@@ -238,33 +238,36 @@ class Session:
         """The loss from the sum of the rows' losses."""
         return sum_of_rows / n if self.loss.reduction == "mean" else sum_of_rows
 
-    @_one_at_a_time
     def train_quickly(self, x: Any, y: Any) -> float | None:
         """`train_batch` for arrays that need no conversion; None where they do, or are not what they should be."""
-        quick = self._quick
-        if (
-            quick is None
-            or type(x) is not np.ndarray
-            or type(y) is not np.ndarray
-            or x.shape != quick.shape_x
-            or y.shape != quick.shape_y
-            or x.dtype != self.dtype
-            or y.dtype != quick.dtype_y
-            or not x.flags.carray
-            or not y.flags.carray
-            or (quick.bound.program.is_shared and quick.bound.n_threads() > 1)
-        ):
-            quick = self._quick = self._quick_step(x, y)
-            if quick is None:
+        with self._lock:  # here and not around: a wrapper costs as much as all the checks
+            quick = self._quick
+            if (
+                quick is None
+                or type(x) is not np.ndarray
+                or type(y) is not np.ndarray
+                or x.shape != quick.shape_x
+                or y.shape != quick.shape_y
+                or x.dtype != self.dtype
+                or y.dtype != quick.dtype_y
+                or not x.flags.carray
+                or not y.flags.carray
+                or (quick.bound.program.is_shared and quick.bound.n_threads() > 1)
+            ):
+                quick = self._quick = self._quick_step(x, y)
+                if quick is None:
+                    return None
+            if self._steps_ahead == 0:
+                self._steps_ahead = self._attach_coefficients(quick.bound, 1)
+            self._steps_ahead -= 1  # before, so that Ctrl-C never leaves more steps than there are coefficients
+            is_fine, total = entry.train_now(
+                *quick.arguments, x, y if quick.is_shaped else y.reshape(-1, 1), *quick.more
+            )
+            if not is_fine:
+                self._steps_ahead += 1
                 return None
-        if self._steps_ahead == 0:
-            self._steps_ahead = self._attach_coefficients(quick.bound, 1)
-        is_fine, total = entry.train_now(*quick.arguments, x, y if quick.is_shaped else y.reshape(-1, 1), *quick.more)
-        if not is_fine:
-            return None
-        self._steps_ahead -= 1
-        self.step += 1
-        return total / quick.divisor
+            self.step += 1
+            return total / quick.divisor
 
     def _quick_step(self, x: Any, y: Any) -> _QuickStep | None:
         """What `train_quickly` needs for batches like this one, or None if they must be converted or checked."""

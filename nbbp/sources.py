@@ -224,7 +224,7 @@ class IterableSource:
             )
         self._batches, self._n_in, self._n_out, self._loss, self._dtype = batches, n_in, n_out, loss, dtype
         self._class_weight, self._labelled, self._name = class_weight, labelled, name
-        self.n_batches = len(batches) if hasattr(batches, "__len__") else None
+        self.n_batches = len(batches) if hasattr(type(batches), "__len__") else None
         if isinstance(batches, (list, tuple)):
             for _ in self.chunks():
                 pass  # what lies ready is checked before anything is trained; what is made batch by batch cannot be

@@ -36,6 +36,9 @@ ALL_LOSSES = [
     losses.Poisson(),
 ]
 
+#: Last activations and losses, but for nll of probabilities, which models refuse.
+LAST_AND_LOSS = [(a, loss) for a in ALL_ACTIVATIONS for loss in ALL_LOSSES if (a.name, loss.name) != ("softmax", "nll")]
+
 #: Every optimizer and every rule of its own.
 ALL_OPTIMIZERS = [
     optimizers.SGD(0.1),

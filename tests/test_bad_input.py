@@ -129,7 +129,7 @@ OBJECTS = st.one_of(
     st.binary(max_size=20).map(memoryview),
     st.binary(max_size=20).map(bytearray),
     st.builds(object),
-    st.sampled_from([Strange(), Unreadable(), OddShape(), int, print, np, NotImplemented, ..., range(6), slice(3)]),
+    st.sampled_from([Strange(), Unreadable(), OddShape(), int, dict, np, NotImplemented, ..., range(6), slice(3)]),
     NESTED.map(lambda value: lambda: value),
     st.lists(NESTED, max_size=3).map(lambda values: (value for value in values)),
     ANY_ARRAYS.map(lambda values: lambda: iter([values])),

@@ -6,6 +6,7 @@ from engine_cases import (
     ALL_ACTIVATIONS,
     ALL_LOSSES,
     DTYPES,
+    LAST_AND_LOSS,
     assert_all_near,
     assert_gradients_near_oracle,
     assert_near,
@@ -36,14 +37,8 @@ def test_hidden_activation_and_loss(activation, loss, dtype):
     assert_gradients_near_oracle(model, x, targets_for(loss, BATCH, 3))
 
 
-# nll behind softmax is refused: see test_compatibility.py
-LAST_PAIRS = [
-    (last, loss) for last in ALL_ACTIVATIONS for loss in ALL_LOSSES if (str(last), loss.name) != ("softmax", "nll")
-]
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("last", "loss"), LAST_PAIRS, ids=label)
+@pytest.mark.parametrize(("last", "loss"), LAST_AND_LOSS, ids=label)
 def test_last_activation_and_loss(last, loss, dtype):
     """Every pair, the fused ones among them."""
     model = small_model("tanh", loss, dtype, last=last)

@@ -157,10 +157,10 @@ def test_a_team_takes_part_where_there_is_something_to_share(cut, monkeypatch):
     monkeypatch.setattr(engine, "_n_threads", 3)
     model = model_of(network(), 20, LOSS)
     model.loss_and_gradients(*data_for(100))
-    (bound,) = model._session._bound.values()
-    assert bound.n_threads() == (1 if cut.startswith("alone") else 3)
-    model.predict(features_for(200, 20))
-    assert list(model._session._bound.values())[-1].n_threads() == 3
+    model.evaluate(*data_for(200))
+    training, evaluation = model._session._bound.values()
+    assert training.n_threads() == (1 if cut.startswith("alone") else 3)
+    assert evaluation.n_threads() == 3
 
 
 def test_public_setting_of_threads(monkeypatch):

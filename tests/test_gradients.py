@@ -7,7 +7,17 @@ prediction keeps a distance of 1e-3 from it, far more than a difference of 6e-6 
 import numpy as np
 import pytest
 import reference
-from engine_cases import ALL_ACTIVATIONS, ALL_LOSSES, copies, features_for, label, model_of, replaced, targets_for
+from engine_cases import (
+    ALL_ACTIVATIONS,
+    ALL_LOSSES,
+    LAST_AND_LOSS,
+    copies,
+    features_for,
+    label,
+    model_of,
+    replaced,
+    targets_for,
+)
 
 from nbbp import losses, optimizers, tiling
 from nbbp.gradcheck import check_gradients
@@ -71,13 +81,7 @@ def test_hidden_activation_and_loss(activation, loss):
     assert_gradients(model_of([Dense(4, activation), Dense(3, activation), Dense(2)], 3, loss))
 
 
-# nll behind softmax is refused: see test_compatibility.py
-LAST_PAIRS = [
-    (last, loss) for last in ALL_ACTIVATIONS for loss in ALL_LOSSES if (str(last), loss.name) != ("softmax", "nll")
-]
-
-
-@pytest.mark.parametrize(("last", "loss"), LAST_PAIRS, ids=label)
+@pytest.mark.parametrize(("last", "loss"), LAST_AND_LOSS, ids=label)
 def test_last_activation_and_loss(last, loss):
     assert_gradients(model_of([Dense(4, "tanh"), Dense(2, last)], 3, loss))
 

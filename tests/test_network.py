@@ -143,12 +143,12 @@ LIST_EXPECTED = "Sequential takes a list of layers, such as [Dense(16, activatio
         (
             lambda: Sequential([Dense(2), "relu"]),
             TypeError,
-            "element 1 is 'relu' (str); an activation belongs to",
+            "element 1 is 'relu' (str); did you mean Activation('relu'), or Dense(n_out, activation='relu')?",
         ),
         (
             lambda: Sequential([Activation("relu")]),
-            TypeError,
-            "element 0 is Activation('relu') (Activation); an acti",
+            ValueError,
+            LIST_EXPECTED + "got activations only, and no Dense",
         ),
         (lambda: Sequential([Dense]), TypeError, "(type); Dense is a class: call it"),
         (lambda: Sequential([64, 10]), TypeError, "element 0 is 64 (int); did you mean Dense(64)?"),

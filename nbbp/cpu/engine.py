@@ -158,7 +158,14 @@ class BoundProgram:
         return min(get_num_threads(), int(np.diff(self.phases).max()))
 
     def run(self, n_samples: int) -> None:
-        """Run every step of `n_samples` rows of what is attached."""
+        """Run every step of `n_samples` rows of what is attached; it is then the caller's alone again."""
+        try:
+            self._run(n_samples)
+        finally:
+            for name in self._attached:
+                self._buffers[name] = None
+
+    def _run(self, n_samples: int) -> None:
         self.table[:, ops.N_SAMPLES] = n_samples
         batch = self.program.batch
         n_threads = self.n_threads()
