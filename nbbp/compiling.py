@@ -119,7 +119,7 @@ def _cache_of(function: Callable) -> FunctionCache | NullCache:
 
 def _announce_compiling() -> None:
     """Say on stderr, once per process, that machine code is being made."""
-    if "compiling" not in _said:
+    if "compiling" not in _said and sys.stderr is not None:
         _said.add("compiling")
         kept = "in every process, for want of a cache" if "uncached" in _said else "once; they are cached"
         print(f"nbbp: compiling kernels for this processor ({kept})", file=sys.stderr, flush=True)

@@ -99,16 +99,14 @@ class Session:
         self.slots = [aligned(n, dtype) for n in programs.slot_lengths(network, optimizer)]
         self.good_parameters: np.ndarray | None = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
-        self._settings = {coefficients_buffer(s): s for s in self._all_settings()}
+        settings = {optimizer.settings(parameter.name) for parameter in network.parameters}
+        self._settings = {coefficients_buffer(s): s for s in settings}
         self._lock = threading.RLock()
         self._steps_ahead = 0
         self._coefficients: tuple[int, int, dict] = (0, -1, {})
         self._quick: _QuickStep | None = None
         self._making = threading.Lock()
         self._of_this_thread = threading.local()
-
-    def _all_settings(self) -> set:
-        return {self.optimizer.settings(parameter.name) for parameter in self.network.parameters}
 
     # copies -----------------------------------------------------------------------------------------------
 
@@ -198,7 +196,8 @@ class Session:
         if not first <= self.step + 1 <= self.step + n_steps <= last:
             n = max(n_steps, _STEPS_AHEAD)
             first, last = self.step + 1, self.step + n
-            tables = {name: self.optimizer.coefficients(first, n, s) for name, s in self._settings.items()}
+            with np.errstate(under="ignore"):
+                tables = {name: self.optimizer.coefficients(first, n, s) for name, s in self._settings.items()}
             self._coefficients = first, last, tables
         for name, table in tables.items():
             bound.attach(name, table[self.step + 1 - first :])
@@ -210,7 +209,7 @@ class Session:
     def train_chunk(self, chunk: Chunk, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Train on every batch of a chunk, in its order; losses (rows,) and metrics [(rows,), …], as weighted."""
         n = len(chunk.order)
-        bound = self._training(batch, _is_labels(chunk), True)
+        bound = self._training(batch, chunk.has_labels, True)
         n_steps = -(-n // bound.program.batch)
         losses, metrics = self._attach(bound, chunk, n)
         self._attach_coefficients(bound, n_steps)
@@ -225,7 +224,7 @@ class Session:
     def train_batch(self, chunk: Chunk) -> float:
         """One update on a whole chunk as one batch; its loss."""
         n = len(chunk.order)
-        bound = self._training(n, _is_labels(chunk), False)
+        bound = self._training(n, chunk.has_labels, False)
         losses, _ = self._attach(bound, chunk, n)
         self._attach_coefficients(bound, 1)
         bound.run(n)
@@ -307,7 +306,7 @@ class Session:
 
     def gradients(self, chunk: Chunk) -> tuple[float, np.ndarray]:
         """Loss of a chunk as one batch, and a new array (n_parameters,) with its gradient."""
-        n, labels = len(chunk.order), _is_labels(chunk)
+        n, labels = len(chunk.order), chunk.has_labels
         bound = self._program(
             ("gradient", n, labels),
             lambda: programs.training_program(self.network, self.loss, None, (), n, labels),
@@ -324,7 +323,7 @@ class Session:
         """Loss and metrics over a source."""
         total, n_samples, sums = 0.0, 0, np.zeros(len(self.metrics))
         for chunk in source.chunks(None, None):
-            n, labels = len(chunk.order), _is_labels(chunk)
+            n, labels = len(chunk.order), chunk.has_labels
             bound = self._program(
                 ("evaluate", labels),
                 lambda labels=labels: programs.evaluation_program(
@@ -334,8 +333,8 @@ class Session:
             with bound.lock:
                 losses, metrics = self._attach(bound, chunk, n)
                 bound.run(n)
-            total, n_samples = total + float(losses.sum()), n_samples + n
-            sums += [values.sum() for values in metrics]
+            total, n_samples = total + sum_of(losses), n_samples + n
+            sums += [sum_of(values) for values in metrics]
         return self.report(total, sums, n_samples)
 
     def report(self, total: float, metric_sums: np.ndarray, n_samples: int) -> dict[str, float]:
@@ -394,5 +393,7 @@ class Session:
         return out if entry.predict_now(*arguments, x, out) else None
 
 
-def _is_labels(chunk: Chunk) -> bool:
-    return chunk.y.ndim == 1
+def sum_of(values: np.ndarray) -> float:
+    """The sum of all, into which NaN and infinity go without a warning."""
+    with np.errstate(all="ignore"):
+        return float(values.sum())

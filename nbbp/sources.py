@@ -43,6 +43,11 @@ class Chunk:
     weight: np.ndarray | None
     order: np.ndarray
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether y holds labels rather than dense targets."""
+        return self.y.ndim == 1
+
 
 class Source(Protocol):
     """What the epoch loop sees of the data.

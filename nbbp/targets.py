@@ -171,7 +171,7 @@ def times_class_weights(
     dtype: np.dtype,
 ) -> np.ndarray:
     """Sample weights (n,) or None times the weights of the samples' classes: (n,) of dtype. See `weights`."""
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):
         combined = class_weights(class_weight, labels, loss, n_out).astype(dtype)[labels]
         if weight is not None:
             combined = combined * weight

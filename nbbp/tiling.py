@@ -33,7 +33,7 @@ _PACKED_ROWS = 32
 _PACKED_COLUMNS = 256
 
 #: Rows of a tile in prediction and evaluation.
-FORWARD_ROWS = 64
+FORWARD_ROWS = 32
 #: Rows that a loss takes at a time (as in cpu/crossentropy.py).
 LOSS_ROWS = 64
 #: Numbers of a tile of an update, or of a weight whose gradient is computed and applied at once.

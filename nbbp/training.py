@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from nbbp.divergence import TrainingDiverged, first_layer_gone
 from nbbp.history import History
 from nbbp.scalars.philox import permutation
-from nbbp.session import Session
+from nbbp.session import Session, sum_of
 from nbbp.sources import Chunk, Source
 from nbbp.validation import LARGEST, first_outside
 
@@ -50,7 +51,8 @@ class Training:
     ) -> None:
         self.session, self.source, self.validation = session, source, validation
         self.batch_size = batch_size
-        self.shuffle, self.shows_bar = shuffle, shows_bar
+        # (A process without a console has no stderr.)
+        self.shuffle, self.shows_bar = shuffle, shows_bar and sys.stderr is not None
         self.history = History()
 
     def run(self, epochs: int) -> None:
@@ -103,14 +105,14 @@ class Training:
             losses, metrics = session.train_chunk(chunk, batch)
             if n_batches == 0:
                 session.epoch += 1  # here, so that data which cannot be read change nothing
-            chunk_total = float(losses.sum())
+            chunk_total = sum_of(losses)
             if not np.isfinite(chunk_total):
                 row = int(np.argmin(np.isfinite(losses)))
                 value = chunk_total if np.isfinite(losses[row]) else losses[row]
                 where = f"batch {n_batches + row // batch + 1} of epoch {epoch}"
                 raise self._diverged(f"the loss turned {value} in {where}", chunk, row)
             total, n_samples, n_batches = total + chunk_total, n_samples + n, n_batches - (-n // batch)
-            sums += [values.sum() for values in metrics]
+            sums += [sum_of(values) for values in metrics]
             if bar is not None:
                 bar.set_postfix(_short(session.report(total, sums, n_samples)), refresh=False)
                 bar.update(n)

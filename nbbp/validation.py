@@ -197,7 +197,7 @@ def to_dtype(array: np.ndarray, dtype: Any, name: str, rows: np.ndarray | None, 
     elif kind not in "biuf" and not (kind == "V" and np.can_cast(array.dtype, np.float64)):
         # (bfloat16 and its kind come as "V", with a cast to float64.)
         raise TypeError(f"{name} has dtype {array.dtype}; expected real numbers")
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         values = np.require(np.asarray(array), dtype, ("C", "A"))
     return presented_to_numba(values)
 

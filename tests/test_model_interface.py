@@ -311,6 +311,30 @@ def test_a_silent_fit_and_one_with_a_bar(capfd):
             assert part in err
 
 
+def test_a_process_without_a_console(monkeypatch):
+    X, y = samples()
+    monkeypatch.setattr("sys.stderr", None)
+    assert classifier().fit(X, y, epochs=2).epochs == [1, 2]
+
+
+def test_strict_floating_point_settings_of_the_caller():
+    """Under ``np.seterr(all="raise")`` nothing raises that would not without it."""
+    X, y = samples()
+    tiny = np.full((60, 4), 1e-60)
+    with np.errstate(all="raise"):
+        model = classifier()
+        model.fit(X, y, epochs=2, validation_data=(tiny, y), sample_weight=np.full(60, 1e-50), verbose=0)
+        model.predict(tiny)
+        model.check_gradients(X, y)
+        for _ in range(3):
+            model.fit(np.tile(X, (200, 1)), np.tile(y, 200), batch_size=1, verbose=0)  # beta ** step is 0 by then
+        regression = classifier(loss="mse", metrics=("rmse",), optimizer=nbbp.SGD(1e30))
+        with pytest.raises(nbbp.TrainingDiverged):
+            regression.fit(X, np.eye(3)[y], epochs=5, verbose=0)
+        with pytest.raises(ValueError, match="too large for float32"):
+            model.fit(1e39 * X.astype(np.float64), y, verbose=0)
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copy_has_memory_of_its_own(duplicate):
     X, y = samples()
