@@ -1,16 +1,7 @@
-"""Dense layers: forward, input gradient and weight gradient, in four variants of the same arguments.
+"""The op of dense layers: forward, input gradient and weight gradient as one kernel over register tiles.
 
-Legend: batch rows, n_in inputs, n_out outputs per row.
-
-======================== ==================================================================================
-``loops``                three plain loops per sample: the reference that a reader starts from
-``vectorized``           one call of BLAS (SciPy's, inside jitted code), then a pass over the result
-``fused``                register tiles of explicit SIMD, bias and rectifier in the epilogue
-``parallel``             ``fused`` over blocks of rows (forward) or of weights (gradient), on Numba's threads
-======================== ==================================================================================
-
-All variants of one op take the same arguments (outputs, inputs, parameters), return None, and stand in ``VARIANTS``.
-``floor`` is -inf for a linear layer, 0 for a rectifier.
+Legend: batch rows, n_in inputs, n_out outputs per row. The same three products as plain functions of arrays, as loops,
+with BLAS and in parallel too, are in cpu/dense_variants.py.
 """
 
 from numba import int64
