@@ -19,6 +19,7 @@ from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential, checked_dtype
 from nbbp.optimizers import Optimizer
+from nbbp.sample import SampleFunctions
 from nbbp.session import FORWARD_BATCH, Session
 from nbbp.sources import Chunk
 from nbbp.targets import targets, weights
@@ -326,6 +327,23 @@ class Model:
         if self._session is None:
             self._build(X.shape[1])
         return Chunk(X, target, weight, np.arange(len(X), dtype=np.int64))
+
+    def as_njit(self) -> SampleFunctions:
+        """The network as `@njit` functions of one sample, to be called from your own jitted code.
+
+        Returns
+        -------
+        SampleFunctions
+            `predict`, `loss_and_gradient`, `input_gradient`, `jacobian` and `train_step`; they take the parameters as
+            a flat array such as `parameter_vector`.
+
+        Raises
+        ------
+        ValueError
+            If the sizes are not known yet, or the layers are too wide for the stack.
+        """
+        self._built  # noqa: B018 - raises where there are no parameters
+        return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype)
 
     # use --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from nbbp.scalars.coefficients import COEFFICIENTS
 from nbbp.scalars.updates import N_COEFFICIENTS, UPDATES
 
 __all__ = ["COUPLED_L2", "DECOUPLED", "L1", "N_COLUMNS", "RULE", "Optimizer", "Range", "Settings"]
@@ -228,10 +229,12 @@ class Optimizer:
         table[:, COUPLED_L2] = 0.0 if self.decoupled else settings.weight_decay
         table[:, L1] = settings.l1
         table[:, DECOUPLED] = 1.0 - rates * settings.weight_decay if self.decoupled else 1.0
-        for column, values in enumerate(self.rule_coefficients(steps, rates), start=RULE):
+        values_of_steps = COEFFICIENTS[self.rule](steps, rates, self.rule_settings)
+        for column, values in enumerate(values_of_steps, start=RULE):
             table[:, column] = values
         return table
 
-    def rule_coefficients(self, steps: np.ndarray, rates: np.ndarray) -> tuple:
-        """c[0], c[1], ... of the rule: a number, or one for each step (n_steps,)."""
+    @property
+    def rule_settings(self) -> tuple[float, ...]:
+        """What the rule's entry in ``nbbp.scalars.coefficients.COEFFICIENTS`` takes as s."""
         raise NotImplementedError

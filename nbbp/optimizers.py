@@ -8,13 +8,10 @@ beside their own: weight_decay, decoupled, l1, decay_bias and groups. Only learn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 from typing import ClassVar
-
-import numpy as np
 
 from nbbp.layers import unknown_name
 from nbbp.optimizer_base import POSITIVE, POSITIVE_OR_NONE, Optimizer, Settings
@@ -73,11 +70,9 @@ class SGD(Optimizer):
             return "sgd"
         return "sgd_nesterov" if self.nesterov else "sgd_momentum"
 
-    def rule_coefficients(self, steps, rates):
-        if self.momentum == 0.0:
-            return (rates,)
-        # PyTorch's velocity starts as the first gradient, undampened.
-        return rates, self.momentum, np.where(steps == 1.0, 1.0, 1.0 - self.dampening)
+    @property
+    def rule_settings(self):
+        return (self.momentum, self.dampening)
 
 
 @dataclass(frozen=True)
@@ -103,8 +98,9 @@ class AdaGrad(Optimizer):
     name: ClassVar[str] = "adagrad"
     rule: ClassVar[str] = "adagrad"
 
-    def rule_coefficients(self, steps, rates):
-        return rates / (1.0 + (steps - 1.0) * self.learning_rate_decay), self.eps, self.initial_accumulator
+    @property
+    def rule_settings(self):
+        return (self.learning_rate_decay, self.initial_accumulator, self.eps)
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,9 @@ class Adadelta(Optimizer):
     name: ClassVar[str] = "adadelta"
     rule: ClassVar[str] = "adadelta"
 
-    def rule_coefficients(self, steps, rates):
-        return rates, self.rho, 1.0 - self.rho, self.eps
+    @property
+    def rule_settings(self):
+        return (self.rho, self.eps)
 
 
 @dataclass(frozen=True)
@@ -160,8 +157,9 @@ class RMSprop(Optimizer):
     def rule(self) -> str:
         return "rmsprop" + "_centered" * self.centered + "_momentum" * (self.momentum > 0.0)
 
-    def rule_coefficients(self, steps, rates):
-        return rates, self.alpha, 1.0 - self.alpha, self.eps, self.momentum
+    @property
+    def rule_settings(self):
+        return (self.alpha, self.momentum, self.eps)
 
 
 @dataclass(frozen=True)
@@ -173,10 +171,9 @@ class _TwoMoments(Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def corrections(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``1 - beta**steps`` for both betas: the weight that the means have gathered by then."""
-        # expm1 because a power that underflows, as beta1**t soon does, takes ten times as long
-        return tuple(-np.expm1(steps * (math.log(beta) if beta else -math.inf)) for beta in self.betas)
+    @property
+    def rule_settings(self):
+        return (*self.betas, self.eps)
 
 
 @dataclass(frozen=True)
@@ -201,11 +198,6 @@ class Adam(_TwoMoments):
     @property
     def rule(self) -> str:
         return "adam_amsgrad" if self.amsgrad else "adam"
-
-    def rule_coefficients(self, steps, rates):
-        beta1, beta2 = self.betas
-        first, second = self.corrections(steps)
-        return rates / first, beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / np.sqrt(second), self.eps
 
 
 @dataclass(frozen=True)
@@ -236,10 +228,6 @@ class Adamax(_TwoMoments):
     name: ClassVar[str] = "adamax"
     rule: ClassVar[str] = "adamax"
 
-    def rule_coefficients(self, steps, rates):
-        beta1, beta2 = self.betas
-        return rates / self.corrections(steps)[0], beta1, 1.0 - beta1, beta2, self.eps
-
 
 @dataclass(frozen=True)
 class NAdam(_TwoMoments):
@@ -258,25 +246,9 @@ class NAdam(_TwoMoments):
     name: ClassVar[str] = "nadam"
     rule: ClassVar[str] = "nadam"
 
-    def rule_coefficients(self, steps, rates):
-        beta1, beta2 = self.betas
-        here, there = self._momentum_products(steps)
-        of_gradient = rates * (1.0 - self._momentum(steps)) / (1.0 - here)
-        of_mean = rates * self._momentum(steps + 1.0) / (1.0 - there)
-        root = 1.0 / np.sqrt(self.corrections(steps)[1])
-        return of_gradient, of_mean, beta1, 1.0 - beta1, beta2, 1.0 - beta2, root, self.eps
-
-    def _momentum(self, steps: np.ndarray) -> np.ndarray:
-        return self.betas[0] * (1.0 - 0.5 * 0.96 ** (steps * self.momentum_decay))
-
-    def _momentum_products(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Product of all momenta up to each step, and up to the one after it."""
-        # No momentum is above beta1: after so many steps the product is below 6e-19, and 1 minus it is 1.
-        n_that_matter = math.ceil(42.0 / (1.0 - self.betas[0]))
-        last = min(int(steps.max(initial=0.0)) + 1, n_that_matter)
-        products = np.append(np.cumprod(self._momentum(np.arange(1.0, last + 1.0))), 0.0)
-        index = steps.astype(np.int64) - 1
-        return products[np.minimum(index, last)], products[np.minimum(index + 1, last)]
+    @property
+    def rule_settings(self):
+        return (*self.betas, self.eps, self.momentum_decay)
 
 
 @dataclass(frozen=True)
@@ -285,20 +257,6 @@ class RAdam(_TwoMoments):
 
     name: ClassVar[str] = "radam"
     rule: ClassVar[str] = "radam"
-
-    def rule_coefficients(self, steps, rates):
-        beta1, beta2 = self.betas
-        first, second = self.corrections(steps)
-        longest = 2.0 / (1.0 - beta2) - 1.0
-        length = longest - 2.0 * steps * beta2**steps / second
-        rectified = length > 5.0
-        length = length[rectified]
-        factor = rates / first
-        factor[rectified] *= np.sqrt(
-            second[rectified]
-            * ((length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length))
-        )
-        return factor, beta1, 1.0 - beta1, beta2, 1.0 - beta2, self.eps, rectified
 
 
 @dataclass(frozen=True)
@@ -319,9 +277,9 @@ class Lion(Optimizer):
     name: ClassVar[str] = "lion"
     rule: ClassVar[str] = "lion"
 
-    def rule_coefficients(self, steps, rates):
-        beta1, beta2 = self.betas
-        return rates, beta1, 1.0 - beta1, beta2, 1.0 - beta2
+    @property
+    def rule_settings(self):
+        return self.betas
 
 
 @dataclass(frozen=True)
@@ -355,9 +313,10 @@ class Adafactor(Optimizer):
     n_slots: ClassVar[int] = 2
     ranges: ClassVar = {**Optimizer.ranges, "eps": (POSITIVE_OR_NONE, POSITIVE)}
 
-    def rule_coefficients(self, steps, rates):
+    @property
+    def rule_settings(self):
         eps1 = 0.0 if self.eps[0] is None else self.eps[0]
-        return steps**self.beta2_decay, np.minimum(rates, 1.0 / np.sqrt(steps)), eps1, self.eps[1], self.d
+        return (self.beta2_decay, eps1, self.eps[1], self.d)
 
 
 #: Every optimizer by the name that `get` takes.

@@ -1,0 +1,266 @@
+"""Functions of one network: factories that make them, and the object that holds them.
+
+A factory closes over numbers, strings and tuples of them and over nothing else, which is what Numba's cache on disk
+goes by: the next process that asks for the same network finds its machine code there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core.errors import NumbaTypeError
+from numba.extending import overload
+
+from nbbp.compiling import jit
+from nbbp.cpu import simd
+from nbbp.losses import Loss
+from nbbp.network import Sequential
+from nbbp.optimizers import Optimizer
+from nbbp.sample import intrinsics, plan
+from nbbp.sample.network import ROW_WISE
+
+__all__ = ["SampleFunctions"]
+
+#: Numbers of a sample's activations that may lie on the stack: that of a thread on macOS is 512 KiB.
+_MOST_ON_STACK = 1 << 15
+
+
+#: One set of functions for each plan; typed, because a zero of float32 equals one of float64.
+_kept = lru_cache(maxsize=256, typed=True)
+
+
+def _wrong_length(name: str, n: int, what: str) -> str:
+    return f"{name} has the wrong length; this network takes {n} {what}"
+
+
+@_kept
+def make_predict(structure, numbers, like) -> Callable:
+    """`SampleFunctions.predict` of a plan."""
+    n_parameters = plan.n_parameters(structure)
+    n_in, n_out = plan.ends(structure)
+    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
+    wrong_x, wrong_out = _wrong_length("x", n_in, "features"), _wrong_length("out", n_out, "outputs")
+
+    @jit()
+    def predict(parameters, x, out):
+        if len(parameters) != n_parameters:
+            raise ValueError(wrong_parameters)
+        if len(x) != n_in:
+            raise ValueError(wrong_x)
+        if len(out) != n_out:
+            raise ValueError(wrong_out)
+        intrinsics.forward(structure, numbers, like, parameters, x, out)
+
+    return predict
+
+
+@_kept
+def make_input_gradient(structure, numbers, like) -> Callable:
+    """`SampleFunctions.input_gradient` of a plan."""
+    n_parameters = plan.n_parameters(structure)
+    n_in, n_out = plan.ends(structure)
+    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
+    wrong_x, wrong_out = _wrong_length("x", n_in, "features"), _wrong_length("out", n_in, "features")
+    wrong_gradient = _wrong_length("output_gradient", n_out, "outputs")
+
+    @jit()
+    def input_gradient(parameters, x, output_gradient, out):
+        if len(parameters) != n_parameters:
+            raise ValueError(wrong_parameters)
+        if len(x) != n_in:
+            raise ValueError(wrong_x)
+        if len(output_gradient) != n_out:
+            raise ValueError(wrong_gradient)
+        if len(out) != n_in:
+            raise ValueError(wrong_out)
+        intrinsics.input_gradient(structure, numbers, like, parameters, x, output_gradient, out)
+
+    return input_gradient
+
+
+@_kept
+def make_jacobian(structure, numbers, like) -> Callable:
+    """`SampleFunctions.jacobian` of a plan."""
+    n_parameters = plan.n_parameters(structure)
+    n_in, n_out = plan.ends(structure)
+    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
+    wrong_x = _wrong_length("x", n_in, "features")
+    wrong_out = f"out has the wrong shape; this network's Jacobian is ({n_out}, {n_in})"
+
+    @jit()
+    def jacobian(parameters, x, out):
+        if len(parameters) != n_parameters:
+            raise ValueError(wrong_parameters)
+        if len(x) != n_in:
+            raise ValueError(wrong_x)
+        if out.shape != (n_out, n_in):
+            raise ValueError(wrong_out)
+        intrinsics.jacobian(structure, numbers, like, parameters, x, out)
+
+    return jacobian
+
+
+def _target_fits(y, n_out, is_row_wise):
+    """Whether a target is one that the network can learn from: a label below n_out, or n_out values."""
+    raise NotImplementedError  # jitted code has the overload
+
+
+@overload(_target_fits, prefer_literal=True)
+def _target_fits_overload(y, n_out, is_row_wise):
+    if not (isinstance(n_out, types.IntegerLiteral) and isinstance(is_row_wise, types.IntegerLiteral)):
+        return None
+    row_wise = is_row_wise.literal_value
+    if isinstance(y, types.Array) and y.ndim == 1 and isinstance(y.dtype, (types.Float, types.Integer, types.Boolean)):
+        return lambda y, n_out, is_row_wise: len(y) == n_out
+    if row_wise and isinstance(y, types.Integer):
+        return lambda y, n_out, is_row_wise: 0 <= y < n_out
+    if not row_wise and n_out.literal_value == 1 and isinstance(y, (types.Float, types.Integer, types.Boolean)):
+        return lambda y, n_out, is_row_wise: True
+    takes = "an integer label, or a one-dimensional array of probabilities" if row_wise else "a one-dimensional array"
+    raise NumbaTypeError(f"y must be {takes} of {n_out.literal_value} numbers; got {y}")
+
+
+def _wrong_target(n_out: int, code: int | str) -> str:
+    labels = f"a label 0 to {n_out - 1} or " if code in ROW_WISE else ""
+    return f"y does not fit; this network takes {labels}{n_out} target values"
+
+
+@_kept
+def make_loss_and_gradient(structure, numbers, like, code, settings) -> Callable:
+    """`SampleFunctions.loss_and_gradient` of a plan."""
+    n_parameters = plan.n_parameters(structure)
+    n_in, n_out = plan.ends(structure)
+    is_row_wise = int(code in ROW_WISE)  # Numba takes an int for a constant, not a bool
+    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
+    wrong_gradient = _wrong_length("gradient", n_parameters, "parameters")
+    wrong_x, wrong_y = _wrong_length("x", n_in, "features"), _wrong_target(n_out, code)
+
+    @jit()
+    def loss_and_gradient(parameters, x, y, gradient):
+        if len(parameters) != n_parameters:
+            raise ValueError(wrong_parameters)
+        if len(x) != n_in:
+            raise ValueError(wrong_x)
+        if not _target_fits(y, n_out, is_row_wise):
+            raise ValueError(wrong_y)
+        if len(gradient) != n_parameters:
+            raise ValueError(wrong_gradient)
+        return intrinsics.loss_and_gradient(structure, numbers, like, parameters, x, y, code, settings, gradient)
+
+    return loss_and_gradient
+
+
+@_kept
+def make_train_step(
+    structure, numbers, like, code, settings, rule, groups, group_settings, rule_settings, n_slots
+) -> Callable:
+    """`SampleFunctions.train_step` of a plan."""
+    n_parameters = plan.n_parameters(structure)
+    n_in, n_out = plan.ends(structure)
+    is_row_wise = int(code in ROW_WISE)  # Numba takes an int for a constant, not a bool
+    # moments that fade away become denormal, which are slow
+    flushes = n_slots > 0
+    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
+    wrong_slots = _wrong_length("slots", n_slots, "of them with its optimizer")
+    wrong_x, wrong_y = _wrong_length("x", n_in, "features"), _wrong_target(n_out, code)
+
+    @jit()
+    def train_step(parameters, slots, step, x, y):
+        if len(parameters) != n_parameters:
+            raise ValueError(wrong_parameters)
+        if len(slots) != n_slots:
+            raise ValueError(wrong_slots)
+        if step < 1:
+            raise ValueError("steps count from 1")
+        if len(x) != n_in:
+            raise ValueError(wrong_x)
+        if not _target_fits(y, n_out, is_row_wise):
+            raise ValueError(wrong_y)
+        state = simd.flush_denormals() if flushes else np.int32(0)
+        loss = intrinsics.train(
+            structure, numbers, like, parameters, x, y, code, settings,
+            rule, groups, group_settings, rule_settings, step, slots,
+        )  # fmt: skip
+        if flushes:
+            simd.restore_denormals(state)
+        return loss
+
+    return train_step
+
+
+class SampleFunctions:
+    """A network as `@njit` functions of one sample, to be called from your own jitted code, or from Python.
+
+    They compile when first called, for the sizes, activations, loss and optimizer of this network, and are kept on
+    disk. They are pure: they read and write their arguments and nothing else, allocate nothing, and may be called from
+    any number of threads and inside ``prange``. Gradients and losses are those of a batch of one.
+
+    Arrays are one-dimensional; parameters, slots, gradients and results are C-contiguous and of the model's dtype, x
+    and y may be of any real dtype and strided. Lengths are checked and NaN is not: what comes in goes through. Results
+    may be written over what was read: x and out may be the same array.
+
+    Attributes
+    ----------
+    predict : ``predict(parameters, x, out)``
+        out (n_out,) = what the last layer gives for x (n_in,).
+    loss_and_gradient : ``loss_and_gradient(parameters, x, y, gradient) -> loss``
+        gradient (n_parameters,) = the loss's gradient. y is an int label (crossentropy, nll), n_out values, or one
+        number where n_out is 1; hinge takes -1 and +1.
+    input_gradient : ``input_gradient(parameters, x, output_gradient, out)``
+        out (n_in,) = the vector-Jacobian product of output_gradient (n_out,) with `predict`.
+    jacobian : ``jacobian(parameters, x, out)``
+        out (n_out, n_in) = the derivative of each output with respect to each input.
+    train_step : ``train_step(parameters, slots, step, x, y) -> loss``
+        One update by the model's optimizer; the loss before it. slots (n_slots,) is what the optimizer keeps, zeros
+        before the first step; `step` is the number of the update, counted from 1. A loss that is not finite updates
+        nothing.
+    n_parameters, n_slots, n_in, n_out : int
+    dtype : np.dtype
+
+    Examples
+    --------
+    >>> functions = model.as_njit()                                             # doctest: +SKIP
+    >>> predict = functions.predict                                             # doctest: +SKIP
+    >>> @njit                                                                   # doctest: +SKIP
+    ... def simulate(parameters, state, action, n_steps):
+    ...     for _ in range(n_steps):
+    ...         predict(parameters, state, action)
+    ...         advance(state, action)
+    """
+
+    def __init__(self, network: Sequential, loss: Loss, optimizer: Optimizer, dtype: np.dtype) -> None:
+        structure, trained = plan.structure(network), plan.structure(network, loss)
+        on_stack = plan.most_on_stack(structure)
+        if on_stack > _MOST_ON_STACK:
+            raise ValueError(
+                f"as_njit keeps the activations of a sample on the stack, at most {_MOST_ON_STACK:,} numbers; this "
+                f"network has {on_stack:,}: train and predict with the model itself"
+            )
+        numbers, like = plan.numbers(network), np.dtype(dtype).type(0)
+        self.dtype = np.dtype(dtype)
+        self.n_in, self.n_out = plan.ends(structure)
+        self.n_parameters = plan.n_parameters(structure)
+        self.n_slots = plan.n_slots(structure, optimizer)
+        self.predict = make_predict(structure, numbers, like)
+        self.input_gradient = make_input_gradient(structure, numbers, like)
+        self.jacobian = make_jacobian(structure, numbers, like)
+        learning = trained, numbers, like, plan.loss_code(network, loss), plan.loss_settings(loss, self.n_out)
+        self.loss_and_gradient = make_loss_and_gradient(*learning)
+        groups, group_settings = plan.update_groups(network, optimizer)
+        rule_settings = tuple(map(float, optimizer.rule_settings))
+        self.train_step = make_train_step(
+            *learning, optimizer.rule, groups, group_settings, rule_settings, self.n_slots
+        )
+
+    def __repr__(self) -> str:
+        sizes = f"n_in={self.n_in}, n_out={self.n_out}, n_parameters={self.n_parameters}"
+        return f"SampleFunctions({sizes}, dtype={self.dtype.name!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "the functions of as_njit are compiled for one process; pickle the model and call as_njit again"
+        )
