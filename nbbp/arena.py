@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from nbbp.cpu import graph
+from nbbp.scalars.operations import ADD, INPUT
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "compile_sweeps"]
 
 #: Typecodes of the columns: operation, three arguments, value, gradient, mark. See nbbp/cpu/graph.py.
 _COLUMNS = ("B", "i", "i", "i", "d", "d", "B")
@@ -46,7 +47,10 @@ class Arena:
         self._handles: list[weakref.ref | None] = [None] * _SMALLEST
 
     def append(self, code: int, first: int, second: int, third: int, number: float, handle: Any = None) -> int:
-        """Write a node, for a handle or for none; returns its position, which holds until the next `make_room`."""
+        """Write a node, for a handle or for none; returns its position, which holds until the next `make_room`.
+
+        Its gradient is 0 already, as those of all free positions are.
+        """
         p = self.n_nodes
         self.n_nodes = p + 1
         self.codes[p] = code
@@ -54,10 +58,7 @@ class Arena:
         self.second[p] = second
         self.third[p] = third
         self.values[p] = number
-        self.gradients[p] = 0.0
-        if handle is None:
-            self._handles[p] = None
-        else:
+        if handle is not None:
             handle._position = p
             self._handles[p] = weakref.ref(handle)
         return p
@@ -100,6 +101,7 @@ class Arena:
                 handle._position = new[position]
                 handles[new[position]] = self._handles[position]
         self.labels = {new[position]: label for position, label in self.labels.items() if new[position] >= 0}
+        self._gradients[n_kept : self.n_nodes] = 0.0
         self.n_nodes = n_kept
         self._handles = handles
         if capacity != self.capacity:
@@ -116,3 +118,15 @@ class Arena:
         *self._tree, self._values, self._gradients, self._marks = views
         self.capacity = capacity
         self.limit = capacity - _OPERATION
+
+
+def compile_sweeps() -> None:
+    """Compile, or load from the cache, all that runs over graphs."""
+    arena = Arena()
+    arena.append(INPUT, 0, 0, 0, 1.0)
+    arena.forward(0)
+    arena.backward(0)
+    arena.reachable(0)
+    arena.make_room()
+    graph.evaluate(ADD, 1.0, 1.0, 1.0)
+    graph.evaluate_dual(ADD, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

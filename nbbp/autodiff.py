@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nbbp.arena import Arena
 from nbbp.arithmetic import (
@@ -46,6 +47,10 @@ from nbbp.arithmetic import (
 from nbbp.cpu.graph import evaluate, evaluate_dual
 from nbbp.scalars.operations import CONSTANT, INPUT, OPERATIONS, Node
 from nbbp.tracing import trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Dual",
@@ -290,6 +295,27 @@ class Graph:
     def backward(self) -> None:
         """Differentiate the value; see `Value.backward`."""
         self.value.backward()
+
+    def draw(self, path: str | Path | None = None, axes: Axes | None = None) -> Figure:
+        """Draw the graph from left to right: a box per node with label, operation, data and gradient.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            Also save the picture there.
+        axes : matplotlib.axes.Axes, optional
+            Draw there, and not in a figure of its own.
+
+        Raises
+        ------
+        ImportError
+            Matplotlib is missing.
+        ValueError
+            The graph has more than 300 nodes.
+        """
+        from nbbp import graph_drawing
+
+        return graph_drawing.plot_graph(self, path, axes)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
