@@ -229,7 +229,7 @@ def _position_of(x: Any) -> int | None:
     """The position of a value, or of a new constant for a plain number; None for anything else."""
     if isinstance(x, Value):
         return x._position
-    if type(x) is float or is_number(x):
+    if type(x) is float or type(x) is int or is_number(x):
         return _ARENA.append(CONSTANT, 0, 0, 0, float(x))
     return None
 
