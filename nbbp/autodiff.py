@@ -99,7 +99,9 @@ _SYMBOLS = {
 
 _ARENA = Arena()
 _LOCK = _ARENA.lock
+#: Stands for an argument that an operation does not take.
 _NONE = object()
+#: Makes a `Value` for a node that is there, without another node of its own.
 _new = object.__new__
 
 
