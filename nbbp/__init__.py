@@ -2,7 +2,8 @@
 read.
 """
 
-from nbbp import datasets, initializers, losses, metrics, optimizers
+from nbbp import autodiff, datasets, initializers, losses, metrics, optimizers
+from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
 from nbbp.divergence import TrainingDiverged
 from nbbp.gradcheck import GradientCheck
@@ -46,6 +47,8 @@ __all__ = [
     "RMSprop",
     "Sequential",
     "TrainingDiverged",
+    "Value",
+    "autodiff",
     "datasets",
     "get_num_threads",
     "initializers",
