@@ -1,8 +1,8 @@
 """From what a caller passes as data to the source that the epoch loop reads.
 
-`source` checks the data and picks how to read it; `split` cuts off a validation part; `infer_n_in` looks up
-the number of features. The sources themselves are in `nbbp.sources`, the checks in `nbbp.validation` and
-`nbbp.targets`.
+`source` checks the data and picks how to read it, `sources_to_fit` all data of a fit; `split` cuts off a validation
+part; `infer_n_in` looks up the number of features. The sources themselves are in `nbbp.sources`, the checks in
+`nbbp.validation` and `nbbp.targets`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "Source",
     "infer_n_in",
     "source",
+    "sources_to_fit",
     "split",
 ]
 
@@ -132,6 +133,36 @@ def source(
         sample_weight, class_weight, converted, loss, n_out, len(checked), dtype, names[2], partner=names[0]
     )
     return ArraySource(checked, converted, weight)
+
+
+def sources_to_fit(
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    class_weight: Mapping[int, float] | str | None,
+    validation_data: tuple | None,
+    describe: Mapping[str, Any],
+) -> tuple[Source, Source | None]:
+    """The sources that `fit` trains on and validates on, the second None without `validation_data`.
+
+    Parameters
+    ----------
+    X, y, sample_weight, class_weight
+        As `source`.
+    validation_data : (X, y) or (X, y, sample_weight), or None
+    describe : mapping
+        What `source` is told of the network and the run: n_in, n_out, loss, dtype, epochs.
+    """
+    training = source(X, y, sample_weight=sample_weight, class_weight=class_weight, **describe)
+    if validation_data is None:
+        return training, None
+    if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+        raise TypeError(
+            f"validation_data must be (X, y) or (X, y, sample_weight); got {type(validation_data).__name__}"
+        )
+    names = ("validation X", "validation y", "validation sample_weight")
+    Xv, yv, *wv = validation_data
+    return training, source(Xv, yv, sample_weight=wv[0] if wv else None, names=names, **describe)
 
 
 def is_iterable_of_batches(X: Any, y: Any = None, labelled: bool = True) -> bool:

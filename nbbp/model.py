@@ -1,4 +1,4 @@
-"""Model: a network with a loss, an optimizer and an engine. The only place that knows both descriptions and engines."""
+"""Model: a network with a loss, an optimizer and an engine. Where descriptions and engines come together."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import data, losses, optimizers
-from nbbp import metrics as metric_descriptions
-from nbbp.compatibility import check_parts
+from nbbp import data
 from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
 from nbbp.layers import Activation, positive_integer
-from nbbp.losses import Loss
-from nbbp.metrics import Metric
-from nbbp.network import Sequential, checked_dtype
-from nbbp.optimizers import Optimizer
+from nbbp.model_base import ModelBase
+from nbbp.quick import OnlineStep
 from nbbp.sample import SampleFunctions
-from nbbp.session import FORWARD_BATCH, Session
+from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
 from nbbp.targets import targets, weights
 from nbbp.training import Training
@@ -28,11 +24,8 @@ from nbbp.validation import features
 
 __all__ = ["Model"]
 
-#: What a model is made of: fixed, because its memory and its programs are made for it.
-_FIXED = ("network", "loss", "optimizer", "metrics", "device", "dtype", "seed")
 
-
-class Model:
+class Model(ModelBase):
     """A network that can be trained and used.
 
     Threads of yours may predict and evaluate with one model at the same time; only one of them may train it.
@@ -66,102 +59,6 @@ class Model:
     >>> model.evaluate(X_test, y_test)                                          # doctest: +SKIP
     {'loss': 0.11, 'accuracy': 0.97}
     """
-
-    def __init__(
-        self,
-        network: Sequential,
-        loss: str | Loss,
-        optimizer: str | Optimizer = "adam",
-        metrics: Sequence[str | Metric] = (),
-        *,
-        device: str = "cpu",
-        dtype: Any = "float32",
-        seed: int = 0,
-    ) -> None:
-        if not isinstance(network, Sequential):
-            raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
-        if not isinstance(device, str) or device != "cpu":
-            raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be an integer from 0 to 2**63 - 1; got {seed!r}")
-        if isinstance(metrics, str) or not isinstance(metrics, Sequence):
-            raise TypeError(f"metrics must be a sequence such as ('accuracy',); got {metrics!r}")
-        self.network = network
-        self.loss = losses.get(loss)
-        self.optimizer = optimizers.get(optimizer)
-        self.metrics = tuple(metric_descriptions.get(metric) for metric in metrics)
-        check_parts(network, self.loss, self.metrics)
-        self.device, self.seed = device, int(seed)
-        self.dtype = checked_dtype(dtype)
-        self.history = History()
-        self._session: Session | None = None
-        self._parameters: Mapping[str, np.ndarray] | None = None
-        if network.n_in is not None:
-            self._build(network.n_in)
-
-    def __repr__(self) -> str:
-        return (
-            f"Model({self.network!r}, loss={self.loss!r}, optimizer={self.optimizer!r}, "
-            f"dtype={self.dtype.name!r}, seed={self.seed})"
-        )
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FIXED and self.__dict__.get("_session") is not None:
-            raise AttributeError(
-                f"{name} cannot be changed, because the model's memory is made for it: make another Model, and give it "
-                "these parameters with other.parameter_vector[:] = model.parameter_vector"
-            )
-        super().__setattr__(name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy.deepcopy; the copy has memory of its own and goes on from where this model stands."""
-        return {**self.__dict__, "_parameters": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._name_parameters()
-
-    # parameters -------------------------------------------------------------------------------------------
-
-    def _build(self, n_in: int) -> None:
-        self.network = self.network.build(n_in)
-        self._session = Session(self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed)
-        self._name_parameters()
-
-    def _name_parameters(self) -> None:
-        if self._session is not None:
-            self._parameters = MappingProxyType(self._named(self._session.parameters))
-
-    def _named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
-        """Views of a flat buffer (n_parameters,) by the names of the parameters."""
-        return {parameter.name: parameter.view(flat) for parameter in self.network.parameters}
-
-    @property
-    def _built(self) -> Session:
-        if self._session is None:
-            raise ValueError(
-                "this model has no parameters yet, because the features per sample are not known: "
-                "give n_in to Sequential, or call fit first"
-            )
-        return self._session
-
-    @property
-    def parameters(self) -> Mapping[str, np.ndarray]:
-        """Every parameter by its name: {"0.weight": (n_in, n_out), "0.bias": (n_out,), …}.
-
-        The arrays are views of `parameter_vector`: what is written into them the model uses.
-        """
-        self._built  # noqa: B018 - raises where there are none
-        return self._parameters
-
-    @property
-    def parameter_vector(self) -> np.ndarray:
-        """All parameters one behind the other, (n_parameters,): the model's own memory, 64-byte aligned."""
-        return self._built.parameters
-
-    def summary(self) -> str:
-        """A table of layers, shapes and parameters."""
-        return self.network.summary(self.dtype)
 
     # training ---------------------------------------------------------------------------------------------
 
@@ -232,19 +129,8 @@ class Model:
             (X, y, sample_weight), validation_data = data.split(X, y, sample_weight, validation_split)
         n_in = self.network.n_in or data.infer_n_in(X, y)
         network = self.network.build(n_in)
-        describe = {"n_in": n_in, "n_out": network.n_out, "loss": self.loss, "dtype": self.dtype}
-        source = data.source(X, y, sample_weight=sample_weight, class_weight=class_weight, epochs=epochs, **describe)
-        validation = None
-        if validation_data is not None:
-            if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
-                raise TypeError(
-                    f"validation_data must be (X, y) or (X, y, sample_weight); got {type(validation_data).__name__}"
-                )
-            names = ("validation X", "validation y", "validation sample_weight")
-            Xv, yv, *wv = validation_data
-            validation = data.source(
-                Xv, yv, sample_weight=wv[0] if wv else None, names=names, epochs=epochs, **describe
-            )
+        describe = {"n_in": n_in, "n_out": network.n_out, "loss": self.loss, "dtype": self.dtype, "epochs": epochs}
+        source, validation = data.sources_to_fit(X, y, sample_weight, class_weight, validation_data, describe)
         if self._session is None:
             self._build(n_in)
         training = Training(self._session, source, validation, batch_size, shuffle, bool(verbose))
@@ -278,6 +164,45 @@ class Model:
                 return loss
         chunk = self._one_batch(x, y, sample_weight)
         return self._built.train_batch(chunk)
+
+    def partial_fit(self, x: Any, y: Any) -> float:
+        """Learn samples of a stream, each with an optimizer update of its own.
+
+        Parameters
+        ----------
+        x : array_like (n_in,), or (n, n_in)
+            One sample, or several that are learnt one after the other.
+        y : label, number or array_like (n_out,); or one for each of n samples
+
+        Returns
+        -------
+        float
+            The loss before the update; of several samples, the mean of theirs.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fit`; nothing of the sample has been learnt then.
+
+        Notes
+        -----
+        Quickest, at a microsecond beside the update, for a C-contiguous x of the model's dtype with an int label or a
+        y of that dtype.
+        """
+        if self._online is not None:
+            loss = self._online.learn(x, y)
+            if loss is not None:
+                return loss
+        samples, targets_of = np.asarray(x), np.asarray(y)
+        if samples.ndim == 1:
+            samples, targets_of = samples[None], targets_of[None]
+        targets_of = np.atleast_1d(targets_of)
+        if samples.ndim == 2 and len(samples) == len(targets_of) > 1:
+            return float(np.mean([self.partial_fit(*pair) for pair in zip(samples, targets_of, strict=True)]))
+        loss = self.train_step(samples, targets_of)
+        if self._online is None:
+            self._online = OnlineStep.of(self._built)
+        return loss
 
     def loss_and_gradients(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[float, Mapping[str, np.ndarray]]:
         """The loss of a batch and its gradient with respect to every parameter; updates nothing.

@@ -10,7 +10,6 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,12 @@ from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation, Dense
 from nbbp.losses import Loss
-from nbbp.lowering import coefficients_buffer
+from nbbp.lowering import coefficients_buffer, padded
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.program import Program
+from nbbp.quick import QuickStep, quick_step
 from nbbp.sources import Chunk, Source
 
 #: Rows that prediction and evaluation take at a time.
@@ -33,20 +33,6 @@ FORWARD_BATCH = 256
 _STEPS_AHEAD = 1024
 #: Bound programs kept for batches of other sizes.
 _KEPT = 8
-
-
-@dataclass(frozen=True)
-class _QuickStep:
-    """A single training step on arrays of known shapes, ready to be called."""
-
-    bound: BoundProgram
-    shape_x: tuple[int, ...]
-    shape_y: tuple[int, ...]
-    dtype_y: np.dtype
-    is_shaped: bool
-    arguments: tuple
-    more: tuple
-    divisor: int
 
 
 def _one_at_a_time(method: Callable) -> Callable:
@@ -74,8 +60,12 @@ class Session:
     ----------
     parameters : ndarray (n_parameters,)
         The flat buffer, aligned to 64 bytes.
+    slot_buffer : ndarray
+        Everything that the optimizer keeps from step to step.
     slots : list of ndarray
-        The optimizer's buffers.
+        Views of it, each from a cache line on.
+    settings : dict of str to nbbp.optimizers.Settings
+        The optimizer's groups of parameters, by the name of their buffer of coefficients.
     good_parameters : ndarray or None
         The last parameters with a finite loss, while `fit` runs.
     step : int
@@ -96,15 +86,18 @@ class Session:
         self.n_out = network.n_out
         self.parameters = aligned(network.n_parameters, dtype)
         self.parameters[:] = network.initial_parameters(seed, dtype)
-        self.slots = [aligned(n, dtype) for n in programs.slot_lengths(network, optimizer)]
+        lengths = programs.slot_lengths(network, optimizer)
+        strides = [padded(n) for n in lengths]
+        self.slot_buffer = aligned(sum(strides), dtype)
+        self.slots = [self.slot_buffer[sum(strides[:k]) :][:n] for k, n in enumerate(lengths)]
         self.good_parameters: np.ndarray | None = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         settings = {optimizer.settings(parameter.name) for parameter in network.parameters}
-        self._settings = {coefficients_buffer(s): s for s in settings}
+        self.settings = {coefficients_buffer(s): s for s in settings}
         self._lock = threading.RLock()
         self._steps_ahead = 0
         self._coefficients: tuple[int, int, dict] = (0, -1, {})
-        self._quick: _QuickStep | None = None
+        self._quick: QuickStep | None = None
         self._making = threading.Lock()
         self._of_this_thread = threading.local()
 
@@ -142,7 +135,9 @@ class Session:
             buffers["good parameters"] = self.good_parameters
         return BoundProgram(program, self.dtype, buffers)
 
-    def _training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
+    def training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
+        """The training program for batches of that size."""
+
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
             return programs.training_program(
@@ -197,7 +192,7 @@ class Session:
             n = max(n_steps, _STEPS_AHEAD)
             first, last = self.step + 1, self.step + n
             with np.errstate(under="ignore"):
-                tables = {name: self.optimizer.coefficients(first, n, s) for name, s in self._settings.items()}
+                tables = {name: self.optimizer.coefficients(first, n, s) for name, s in self.settings.items()}
             self._coefficients = first, last, tables
         for name, table in tables.items():
             bound.attach(name, table[self.step + 1 - first :])
@@ -209,7 +204,7 @@ class Session:
     def train_chunk(self, chunk: Chunk, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Train on every batch of a chunk, in its order; losses (rows,) and metrics [(rows,), …], as weighted."""
         n = len(chunk.order)
-        bound = self._training(batch, chunk.has_labels, True)
+        bound = self.training(batch, chunk.has_labels, True)
         n_steps = -(-n // bound.program.batch)
         losses, metrics = self._attach(bound, chunk, n)
         self._attach_coefficients(bound, n_steps)
@@ -224,7 +219,7 @@ class Session:
     def train_batch(self, chunk: Chunk) -> float:
         """One update on a whole chunk as one batch; its loss."""
         n = len(chunk.order)
-        bound = self._training(n, chunk.has_labels, False)
+        bound = self.training(n, chunk.has_labels, False)
         losses, _ = self._attach(bound, chunk, n)
         self._attach_coefficients(bound, 1)
         bound.run(n)
@@ -236,6 +231,16 @@ class Session:
     def total(self, sum_of_rows: float, n: int) -> float:
         """The loss from the sum of the rows' losses."""
         return sum_of_rows / n if self.loss.reduction == "mean" else sum_of_rows
+
+    @_one_at_a_time
+    def train_sample(self, train_step: Callable, *arguments: Any) -> float | None:
+        """One update by a function of the sample engine; its loss, or None where the data are not fine."""
+        is_fine, loss = train_step(self.parameters, self.slot_buffer, self.step + 1, *arguments)
+        if not is_fine:
+            return None
+        self.step += 1
+        self._steps_ahead = 0
+        return loss
 
     def train_quickly(self, x: Any, y: Any) -> float | None:
         """`train_batch` for arrays that need no conversion; None where they do, or are not what they should be."""
@@ -253,9 +258,10 @@ class Session:
                 or not y.flags.carray
                 or (quick.bound.program.is_shared and quick.bound.n_threads() > 1)
             ):
-                quick = self._quick = self._quick_step(x, y)
+                quick = self._quick = quick_step(self, x, y)
                 if quick is None:
                     return None
+                self._steps_ahead = 0  # its program has no coefficients yet
             if self._steps_ahead == 0:
                 self._steps_ahead = self._attach_coefficients(quick.bound, 1)
             self._steps_ahead -= 1  # before, so that Ctrl-C never leaves more steps than there are coefficients
@@ -267,42 +273,6 @@ class Session:
                 return None
             self.step += 1
             return total / quick.divisor
-
-    def _quick_step(self, x: Any, y: Any) -> _QuickStep | None:
-        """What `train_quickly` needs for batches like this one, or None if they must be converted or checked."""
-        network, loss = self.network, self.loss
-        if not (type(x) is np.ndarray and type(y) is np.ndarray and x.ndim == 2 and x.dtype == self.dtype):
-            return None
-        if not (x.flags.carray and y.flags.carray and len(x) and x.shape[1] == network.n_in):
-            return None
-        is_column = y.shape == x.shape[:1] and network.n_out == 1
-        labels = y.shape == x.shape[:1] and y.dtype == np.int64 and loss.row_wise
-        values = y.dtype == self.dtype and (y.shape == (len(x), network.n_out) or is_column)
-        # hinge and rows of probabilities ask for more than a range
-        if not (labels or (values and not loss.row_wise and loss.name != "hinge")):
-            return None
-        bound = self._training(len(x), labels, False)
-        if bound.n_threads() > 1:
-            return None
-        losses = np.empty(len(x))
-        for name, array in (("sample weight", None), ("order", None), ("loss values", losses)):
-            bound.attach(name, array)
-        (gather,), (loss_row,) = bound.program.find("gather"), bound.program.loss_rows()
-        self._steps_ahead = 0
-        largest = np.finfo(self.dtype).max
-        low = self.dtype.type(0) if loss.name in ("binary_crossentropy", "poisson") else -largest
-        high = self.dtype.type(1) if loss.name == "binary_crossentropy" else largest
-        table = bound.table, bound.tiles, bound.phases, len(x), bound.scratch.ctypes.data, gather, loss_row
-        return _QuickStep(
-            bound=bound,
-            shape_x=x.shape,
-            shape_y=y.shape,
-            dtype_y=y.dtype,
-            is_shaped=labels or not is_column or y.ndim == 2,
-            arguments=table,
-            more=(losses, network.n_out, bound.cells(set(self._settings)), largest, low, high),
-            divisor=len(x) if loss.reduction == "mean" else 1,
-        )
 
     def gradients(self, chunk: Chunk) -> tuple[float, np.ndarray]:
         """Loss of a chunk as one batch, and a new array (n_parameters,) with its gradient."""

@@ -161,3 +161,13 @@ def oracle_steps(model, batches) -> dict[str, np.ndarray]:
 
     start = copies(model.parameters)
     return reference_optimizers.steps(model.optimizer, start, gradients, len(batches), model.dtype.name)
+
+
+def one_sample(model, seed: int = 3, kind: str = "hard"):
+    """x (n_in,), what the sample engine takes for y, and the same as a batch of one."""
+    x = features_for(1, model.network.n_in, model.dtype.name, seed)
+    y = targets_for(model.loss, 1, model.network.n_out, seed, kind)
+    if y.ndim == 1:
+        return x[0], int(y[0]), x, y
+    y = y.astype(model.dtype)
+    return x[0], y[0], x, y

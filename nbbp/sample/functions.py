@@ -192,6 +192,39 @@ def make_train_step(
     return train_step
 
 
+@_kept
+def make_checked_train_step(
+    structure, numbers, like, code, settings, rule, groups, group_settings, rule_settings, n_slots
+) -> Callable:
+    """A `train_step` for calls from Python: it also looks for what is no number, and says whether all was fine."""
+    is_row_wise, n_out = code in ROW_WISE, plan.ends(structure)[1]
+    flushes = n_slots > 0
+    largest = np.finfo(like.dtype).max
+
+    @jit()
+    def checked_train_step(parameters, slots, step, x, y, low, high):
+        is_fine = True
+        for i in range(len(x)):
+            is_fine &= abs(x[i]) <= largest
+        if is_row_wise:
+            is_fine &= 0 <= y < n_out
+        else:
+            for j in range(n_out):
+                is_fine &= low <= y[j] <= high
+        if not is_fine:
+            return False, np.nan
+        state = simd.flush_denormals() if flushes else np.int32(0)
+        loss = intrinsics.train(
+            structure, numbers, like, parameters, x, y, code, settings,
+            rule, groups, group_settings, rule_settings, step, slots,
+        )  # fmt: skip
+        if flushes:
+            simd.restore_denormals(state)
+        return True, loss
+
+    return checked_train_step
+
+
 class SampleFunctions:
     """A network as `@njit` functions of one sample, to be called from your own jitted code, or from Python.
 
@@ -234,11 +267,10 @@ class SampleFunctions:
 
     def __init__(self, network: Sequential, loss: Loss, optimizer: Optimizer, dtype: np.dtype) -> None:
         structure, trained = plan.structure(network), plan.structure(network, loss)
-        on_stack = plan.most_on_stack(structure)
-        if on_stack > _MOST_ON_STACK:
+        if not self.can_run(network):
             raise ValueError(
                 f"as_njit keeps the activations of a sample on the stack, at most {_MOST_ON_STACK:,} numbers; this "
-                f"network has {on_stack:,}: train and predict with the model itself"
+                f"network has {plan.most_on_stack(structure):,}: train and predict with the model itself"
             )
         numbers, like = plan.numbers(network), np.dtype(dtype).type(0)
         self.dtype = np.dtype(dtype)
@@ -252,9 +284,14 @@ class SampleFunctions:
         self.loss_and_gradient = make_loss_and_gradient(*learning)
         groups, group_settings = plan.update_groups(network, optimizer)
         rule_settings = tuple(map(float, optimizer.rule_settings))
-        self.train_step = make_train_step(
-            *learning, optimizer.rule, groups, group_settings, rule_settings, self.n_slots
-        )
+        learning += optimizer.rule, groups, group_settings, rule_settings, self.n_slots
+        self.train_step = make_train_step(*learning)
+        self.checked_train_step = make_checked_train_step(*learning)
+
+    @staticmethod
+    def can_run(network: Sequential) -> bool:
+        """Whether a sample's activations are few enough for the stack."""
+        return plan.most_on_stack(plan.structure(network)) <= _MOST_ON_STACK
 
     def __repr__(self) -> str:
         sizes = f"n_in={self.n_in}, n_out={self.n_out}, n_parameters={self.n_parameters}"

@@ -1,0 +1,124 @@
+"""What a model is made of: its parts, checked, and its parameters by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from nbbp import losses, optimizers
+from nbbp import metrics as metric_descriptions
+from nbbp.compatibility import check_parts
+from nbbp.history import History
+from nbbp.losses import Loss
+from nbbp.metrics import Metric
+from nbbp.network import Sequential, checked_dtype
+from nbbp.optimizers import Optimizer
+from nbbp.quick import OnlineStep
+from nbbp.session import Session
+
+__all__ = ["ModelBase"]
+
+#: What a model is made of: fixed, because its memory and its programs are made for it.
+_FIXED = ("network", "loss", "optimizer", "metrics", "device", "dtype", "seed")
+
+
+class ModelBase:
+    """The parts of a `Model` and its parameters; what can be done with them is in `Model`."""
+
+    def __init__(
+        self,
+        network: Sequential,
+        loss: str | Loss,
+        optimizer: str | Optimizer = "adam",
+        metrics: Sequence[str | Metric] = (),
+        *,
+        device: str = "cpu",
+        dtype: Any = "float32",
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(network, Sequential):
+            raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
+        if not isinstance(device, str) or device != "cpu":
+            raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be an integer from 0 to 2**63 - 1; got {seed!r}")
+        if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+            raise TypeError(f"metrics must be a sequence such as ('accuracy',); got {metrics!r}")
+        self.network = network
+        self.loss = losses.get(loss)
+        self.optimizer = optimizers.get(optimizer)
+        self.metrics = tuple(metric_descriptions.get(metric) for metric in metrics)
+        check_parts(network, self.loss, self.metrics)
+        self.device, self.seed = device, int(seed)
+        self.dtype = checked_dtype(dtype)
+        self.history = History()
+        self._session: Session | None = None
+        self._online: OnlineStep | None = None
+        self._parameters: Mapping[str, np.ndarray] | None = None
+        if network.n_in is not None:
+            self._build(network.n_in)
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.network!r}, loss={self.loss!r}, optimizer={self.optimizer!r}, "
+            f"dtype={self.dtype.name!r}, seed={self.seed})"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and self.__dict__.get("_session") is not None:
+            raise AttributeError(
+                f"{name} cannot be changed, because the model's memory is made for it: make another Model, and give it "
+                "these parameters with other.parameter_vector[:] = model.parameter_vector"
+            )
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy.deepcopy; the copy has memory of its own and goes on from where this model stands."""
+        return {**self.__dict__, "_parameters": None, "_online": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._name_parameters()
+
+    def _build(self, n_in: int) -> None:
+        self.network = self.network.build(n_in)
+        self._session = Session(self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed)
+        self._name_parameters()
+
+    def _name_parameters(self) -> None:
+        if self._session is not None:
+            self._parameters = MappingProxyType(self._named(self._session.parameters))
+
+    def _named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
+        """Views of a flat buffer (n_parameters,) by the names of the parameters."""
+        return {parameter.name: parameter.view(flat) for parameter in self.network.parameters}
+
+    @property
+    def _built(self) -> Session:
+        if self._session is None:
+            raise ValueError(
+                "this model has no parameters yet, because the features per sample are not known: "
+                "give n_in to Sequential, or call fit first"
+            )
+        return self._session
+
+    @property
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """Every parameter by its name: {"0.weight": (n_in, n_out), "0.bias": (n_out,), …}.
+
+        The arrays are views of `parameter_vector`: what is written into them the model uses.
+        """
+        self._built  # noqa: B018 - raises where there are none
+        return self._parameters
+
+    @property
+    def parameter_vector(self) -> np.ndarray:
+        """All parameters one behind the other, (n_parameters,): the model's own memory, 64-byte aligned."""
+        return self._built.parameters
+
+    def summary(self) -> str:
+        """A table of layers, shapes and parameters."""
+        return self.network.summary(self.dtype)
