@@ -33,6 +33,7 @@ def _float32(*constants: float) -> tuple[np.float32, ...]:
 F32, F64, I32, I64 = np.float32, np.float64, np.int32, np.int64
 
 NAN32, INF32, ZERO32, QUARTER32, HALF32, ONE32, TWO32 = _float32(np.nan, np.inf, 0.0, 0.25, 0.5, 1.0, 2.0)
+MINUS_TWO32 = F32(-2.0)
 NAN64, INF64, ZERO64 = F64(np.nan), F64(np.inf), F64(0.0)
 
 ROUND32 = F32(1.5 * 2.0**23)
@@ -246,7 +247,7 @@ def tanh_float32(x):
     """Return the hyperbolic tangent of x; see `tanh`."""
     size = abs(x)
     size = TANH_LIMIT32 if size > TANH_LIMIT32 else size
-    half = _half_expm1_float32(-(size + size))
+    half = _half_expm1_float32(size * MINUS_TWO32)
     # with e = 2 half, -e/(e + 2); the rounding errors of the quotient are scaled down where e is small
     y = half * (half / (half + ONE32)) - half
     return -y if x < ZERO32 else y
@@ -257,7 +258,7 @@ def tanh_float64(x):
     """Return the hyperbolic tangent of x; see `tanh`."""
     size = abs(x)
     size = TANH_LIMIT64 if size > TANH_LIMIT64 else size
-    half = _half_expm1_float64(-(size + size))
+    half = _half_expm1_float64(size * -2.0)
     y = half * (half / (half + 1.0)) - half
     return -y if x < 0.0 else y
 
