@@ -1,7 +1,7 @@
-"""The operations of formulas as data: what a node of a formula may be.
+"""The primitive operations that a scalar computational graph is made of: their names, codes and arguments.
 
-A formula is a tuple of nodes; the first ones are its inputs, the last one is its result, and every node names the
-earlier nodes that it takes by their positions.
+A code is what arrays of nodes hold and machine code branches on; a name is what people and descriptions read. The
+formulas of values and derivatives are in `nbbp.scalars.primitives`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,17 @@ __all__ = ["OPERATIONS", "Node", "Operation"]
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation: its name, its code and how many arguments it takes."""
+    """One primitive operation.
+
+    Attributes
+    ----------
+    name : str
+        Its key in `OPERATIONS`.
+    code : int
+        Its position in `OPERATIONS`.
+    n_arguments : int
+        How many numbers it takes; 0 for inputs and constants.
+    """
 
     name: str
     code: int
@@ -20,16 +30,16 @@ class Operation:
 
 @dataclass(frozen=True)
 class Node:
-    """One node of a formula.
+    """One node of a graph that is written out as a tuple of nodes, each after those it takes.
 
     Attributes
     ----------
     operation : str
-        A key of `OPERATIONS`.
+        A name in `OPERATIONS`.
     arguments : tuple of int
-        Positions of earlier nodes.
+        Positions of the nodes that it takes, in order; all smaller than its own.
     number : float
-        The value of a "constant", the index of an "input".
+        The value of a "constant", the index of an "input"; 0 otherwise.
     """
 
     operation: str
@@ -37,7 +47,7 @@ class Node:
     number: float = 0.0
 
 
-_ARGUMENTS = {
+_N_ARGUMENTS = {
     "input": 0,
     "constant": 0,
     "add": 2,
@@ -69,6 +79,12 @@ _ARGUMENTS = {
 }
 
 OPERATIONS: dict[str, Operation] = {
-    name: Operation(name, code, n_arguments) for code, (name, n_arguments) in enumerate(_ARGUMENTS.items())
+    name: Operation(name, code, n_arguments) for code, (name, n_arguments) in enumerate(_N_ARGUMENTS.items())
 }
-"""Every operation by name, in the order of their codes."""
+"""Every operation by name, in the order of their codes. Comparisons give 1 or 0; ``where`` takes (condition, a, b)."""
+
+# The codes under names of their own, which jitted code takes as constants.
+INPUT, CONSTANT, ADD, SUBTRACT, MULTIPLY, DIVIDE, POWER, NEGATIVE = range(8)
+EXP, LOG, TANH, RELU, SIGMOID, SQRT, SIN, COS = range(8, 16)
+ABSOLUTE, MAXIMUM, MINIMUM, LESS, LESS_EQUAL, EQUAL, WHERE = range(16, 23)
+EXPM1, LOG1P, ERF, SOFTPLUS, SIGN = range(23, 28)

@@ -1,0 +1,347 @@
+"""Automatic differentiation of single numbers: graphs with `backward`, dual numbers, and traced formulas.
+
+>>> from nbbp import autodiff
+>>> x = autodiff.Value(2.0)
+>>> y = x * x + autodiff.exp(x)
+>>> y.backward()
+>>> x.grad == 4.0 + autodiff.exp(2.0)
+True
+
+`Value` is a number in a graph that is defined by running it; its meaning follows micrograd, so that a script written
+for that runs here. `Dual` carries a derivative along (forward mode). `trace` writes a function out as nodes. All three
+take Python's operators, the functions of this module and NumPy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nbbp.arena import Arena
+from nbbp.arithmetic import (
+    Arithmetic,
+    absolute,
+    clip,
+    cos,
+    equal,
+    erf,
+    exp,
+    expm1,
+    is_number,
+    log,
+    log1p,
+    maximum,
+    minimum,
+    relu,
+    sigmoid,
+    sign,
+    sin,
+    softplus,
+    sqrt,
+    square,
+    tanh,
+    where,
+)
+from nbbp.cpu.graph import evaluate, evaluate_dual
+from nbbp.scalars.operations import CONSTANT, INPUT, OPERATIONS, Node
+from nbbp.tracing import trace
+
+__all__ = [
+    "Dual",
+    "Graph",
+    "Node",
+    "Value",
+    "absolute",
+    "clip",
+    "cos",
+    "derivative",
+    "equal",
+    "erf",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "maximum",
+    "minimum",
+    "relu",
+    "sigmoid",
+    "sign",
+    "sin",
+    "softplus",
+    "sqrt",
+    "square",
+    "tanh",
+    "trace",
+    "where",
+]
+
+_NAMES = tuple(OPERATIONS)
+#: What micrograd calls the operations; the others go by their names.
+_SYMBOLS = {
+    "input": "",
+    "constant": "",
+    "add": "+",
+    "subtract": "-",
+    "multiply": "*",
+    "divide": "/",
+    "power": "**",
+    "relu": "ReLU",
+    "less": "<",
+    "less_equal": "<=",
+    "equal": "==",
+}
+
+_ARENA = Arena()
+_LOCK = _ARENA.lock
+_NONE = object()
+_new = object.__new__
+
+
+class Value(Arithmetic):
+    """A number in a graph that is defined by running it.
+
+    What is computed from values is a value; `backward` then gives the derivative by each value it depends on.
+    Comparisons decide by the numbers, so ``if``, ``max`` and ``sorted`` work; ``==`` asks whether two are the same
+    object (`equal` compares the numbers), so that values can be in sets. A copy of a value is a new input.
+
+    Values of several threads may be mixed; threads may build graphs at the same time.
+
+    Parameters
+    ----------
+    data : float
+    label : str
+        What drawings call it.
+    """
+
+    __slots__ = ("__weakref__", "_position")
+
+    def __init__(self, data: float, label: str = "") -> None:
+        if not is_number(data):
+            raise TypeError(f"a Value holds one real number, got {type(data).__name__}: {data!r}")
+        with _LOCK:
+            if _ARENA.n_nodes > _ARENA.limit:
+                _ARENA.make_room()
+            _ARENA.append(INPUT, 0, 0, 0, float(data), self)
+            if label:
+                self.label = label
+
+    def _apply(self, code: int, a: Any, b: Any = _NONE, c: Any = _NONE) -> Any:
+        # Written for speed: this is all that building a graph costs.
+        with _LOCK:
+            if _ARENA.n_nodes > _ARENA.limit:
+                _ARENA.make_room()
+            first = a._position if type(a) is Value else _position_of(a)
+            second = first if b is _NONE else (b._position if type(b) is Value else _position_of(b))
+            third = first if c is _NONE else (c._position if type(c) is Value else _position_of(c))
+            if first is None or second is None or third is None:
+                return NotImplemented
+            values = _ARENA.values
+            number = evaluate(code, values[first], values[second], values[third])
+            result = _new(Value)
+            _ARENA.append(code, first, second, third, number, result)
+            return result
+
+    @property
+    def data(self) -> float:
+        """The number. Assigning to an input changes what `forward` computes; an operation's is computed anew there."""
+        with _LOCK:
+            return _ARENA.values[self._position]
+
+    @data.setter
+    def data(self, number: float) -> None:
+        with _LOCK:
+            _ARENA.values[self._position] = number
+
+    @property
+    def grad(self) -> float:
+        """The derivative by this value of what `backward` was called on; inputs add up what the calls give."""
+        with _LOCK:
+            return _ARENA.gradients[self._position]
+
+    @grad.setter
+    def grad(self, number: float) -> None:
+        with _LOCK:
+            _ARENA.gradients[self._position] = number
+
+    @property
+    def label(self) -> str:
+        """What drawings call this value."""
+        with _LOCK:
+            return _ARENA.labels.get(self._position, "")
+
+    @label.setter
+    def label(self, text: str) -> None:
+        with _LOCK:
+            _ARENA.labels[self._position] = str(text)
+
+    def backward(self) -> None:
+        """Differentiate this value by all that it depends on, into their `grad`.
+
+        An input's is added to what it holds, so set it to 0 between steps; those of operations are fresh. Values that
+        this one does not depend on keep theirs.
+        """
+        with _LOCK:
+            _ARENA.backward(self._position)
+
+    def forward(self) -> float:
+        """Compute this value again, from inputs whose data were assigned to; returns it."""
+        with _LOCK:
+            _ARENA.forward(self._position)
+            return self.data
+
+    @property
+    def graph(self) -> Graph:
+        """All that this value depends on."""
+        return Graph(self)
+
+    @property
+    def _op(self) -> str:
+        with _LOCK:
+            name = _NAMES[_ARENA.codes[self._position]]
+        return _SYMBOLS.get(name, name)
+
+    @property
+    def _prev(self) -> set[Value]:
+        with _LOCK:
+            return {_value_at(position) for position in _arguments(self._position)}
+
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
+
+    def __bool__(self) -> bool:
+        return self.data != 0.0
+
+    def __reduce__(self) -> tuple:
+        return Value, (self.data, self.label)
+
+    def __repr__(self) -> str:
+        return f"Value(data={self.data}, grad={self.grad})"
+
+
+def _position_of(x: Any) -> int | None:
+    """The position of a value, or of a new constant for a plain number; None for anything else."""
+    if isinstance(x, Value):
+        return x._position
+    if type(x) is float or is_number(x):
+        return _ARENA.append(CONSTANT, 0, 0, 0, float(x))
+    return None
+
+
+def _value_at(position: int) -> Value:
+    """The value at a position of the arena: the one that there is, or a new one for the same node."""
+    value = _ARENA.holder(position)
+    if value is None:
+        value = _new(Value)
+        _ARENA.hold(value, position)
+    return value
+
+
+def _arguments(position: int) -> tuple[int, ...]:
+    n_arguments = OPERATIONS[_NAMES[_ARENA.codes[position]]].n_arguments
+    return (_ARENA.first[position], _ARENA.second[position], _ARENA.third[position])[:n_arguments]
+
+
+class Graph:
+    """All that a value depends on, itself last.
+
+    Parameters
+    ----------
+    value : Value
+    """
+
+    def __init__(self, value: Value) -> None:
+        if not isinstance(value, Value):
+            raise TypeError(f"a graph is that of a Value, got {type(value).__name__}")
+        self.value = value
+
+    def __len__(self) -> int:
+        with _LOCK:
+            return len(_ARENA.reachable(self.value._position))
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes in topological order; inputs are numbered in the order in which they were made."""
+        with _LOCK:
+            positions = _ARENA.reachable(self.value._position)
+            new = {position: k for k, position in enumerate(positions)}
+            nodes = []
+            n_inputs = 0
+            for position in positions:
+                code = _ARENA.codes[position]
+                number = _ARENA.values[position] if code == CONSTANT else 0.0
+                if code == INPUT:
+                    number = float(n_inputs)
+                    n_inputs += 1
+                nodes.append(Node(_NAMES[code], tuple(new[p] for p in _arguments(position)), number))
+            return tuple(nodes)
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """The values of the nodes, in the same order."""
+        with _LOCK:
+            return tuple([_value_at(position) for position in _ARENA.reachable(self.value._position)])
+
+    def forward(self) -> float:
+        """Compute all again; see `Value.forward`."""
+        return self.value.forward()
+
+    def backward(self) -> None:
+        """Differentiate the value; see `Value.backward`."""
+        self.value.backward()
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Dual(Arithmetic):
+    """A number with its derivative by some input (forward mode): what is computed from duals has both.
+
+    Attributes
+    ----------
+    value : float
+    derivative : float
+        1 for the input itself, 0 for what does not depend on it.
+    """
+
+    value: float
+    derivative: float = 0.0
+
+    def _apply(self, code: int, *arguments: Any) -> Any:
+        values, derivatives = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+        for k, x in enumerate(arguments):
+            if isinstance(x, Dual):
+                values[k], derivatives[k] = float(x.value), float(x.derivative)
+            elif is_number(x):
+                values[k] = float(x)
+            else:
+                return NotImplemented
+        return Dual(*evaluate_dual(code, *values, *derivatives))
+
+    def __bool__(self) -> bool:
+        return self.value != 0.0
+
+
+def derivative(function: Callable, x: float) -> tuple[float, float]:
+    """Differentiate a function of one number by forward mode.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one number and returns one.
+    x : float
+
+    Returns
+    -------
+    value, derivative : float
+
+    Raises
+    ------
+    TypeError
+        The function does not return a number.
+    """
+    result = function(Dual(float(x), 1.0))
+    if is_number(result):
+        return float(result), 0.0
+    if not isinstance(result, Dual):
+        raise TypeError(f"a function to differentiate returns one number; this one returned {type(result).__name__}")
+    return result.value, result.derivative
