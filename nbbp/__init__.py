@@ -5,6 +5,7 @@ read.
 from nbbp import datasets, initializers, losses, metrics, optimizers
 from nbbp.cpu.engine import get_num_threads, set_num_threads
 from nbbp.divergence import TrainingDiverged
+from nbbp.formulas import activation, loss
 from nbbp.gradcheck import GradientCheck
 from nbbp.history import History
 from nbbp.layers import Activation, Dense
@@ -46,9 +47,11 @@ __all__ = [
     "RMSprop",
     "Sequential",
     "TrainingDiverged",
+    "activation",
     "datasets",
     "get_num_threads",
     "initializers",
+    "loss",
     "losses",
     "metrics",
     "optimizers",

@@ -180,9 +180,10 @@ class Dense:
         if isinstance(activation, str):
             activation = Activation(activation)
         elif not isinstance(activation, Activation):
+            hint = "; make an activation of a function with nbbp.activation(function)" if callable(activation) else ""
             raise TypeError(
                 "activation of Dense must be a name such as 'relu' or an Activation ('linear' is the "
-                f"identity); got {activation!r} ({type(activation).__name__})"
+                f"identity); got {activation!r} ({type(activation).__name__}){hint}"
             )
         if not isinstance(self.use_bias, bool):
             raise TypeError(f"use_bias of Dense must be True or False; got {self.use_bias!r}")

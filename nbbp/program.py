@@ -44,7 +44,7 @@ class Op:
     """One row: which kernel, of which variant, with which columns."""
 
     kernel: str
-    variant: int = 0
+    variant: int | str = 0
     columns: dict[int, int | Place] = field(default_factory=dict)
 
     def places(self) -> list[Place]:
@@ -113,7 +113,7 @@ class Program:
         self.settings.extend(values)
         return Place("settings", len(self.settings) - len(values))
 
-    def add(self, kernel: str, variant: int = 0, **columns: int | Place) -> int:
+    def add(self, kernel: str, variant: int | str = 0, **columns: int | Place) -> int:
         """Append an op; columns by their names in nbbp/ops.py, in lower case. Gives its row."""
         self.ops.append(Op(kernel, variant, {getattr(ops, k.upper()): v for k, v in columns.items()}))
         return len(self.ops) - 1

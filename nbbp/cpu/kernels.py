@@ -34,7 +34,7 @@ _MODULES = (
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
-_compiled: dict[tuple[str, str, int], Any] = {}
+_compiled: dict[tuple[str, str, Any], Any] = {}
 #: Held while a kernel is made: of two threads' copies one would be dropped, whose address may be in use.
 _making = threading.RLock()
 
@@ -42,8 +42,9 @@ _making = threading.RLock()
 def kernel(name: str, variants: tuple[int, ...] = (0,), **options) -> Callable:
     """Register a factory `make(zero, variant)` of a kernel function.
 
-    `zero` is a NumPy scalar whose type is the model's dtype; `variant` one of `variants`. The factory closes over these
-    and other plain numbers only: closures over functions would never be found in the cache.
+    `zero` is a NumPy scalar whose type is the model's dtype; `variant` one of `variants`, or the key of a custom
+    formula. The factory closes over these and other plain numbers only: closures over functions would never be found in
+    the cache.
     """
 
     def register(make: Callable) -> Callable:
@@ -59,7 +60,7 @@ def _load() -> None:
         importlib.import_module(f"nbbp.cpu.{module}")
 
 
-def compiled(name: str, dtype: str, variant: int = 0):
+def compiled(name: str, dtype: str, variant: int | str = 0):
     """The compiled kernel, for this process."""
     key = name, dtype, variant
     if key not in _compiled:

@@ -1,8 +1,8 @@
 """Sine and cosine in plain arithmetic, under the rules of `nbbp.scalars.functions`.
 
 x = n pi/2 + r with |r| <= pi/4; then the sine of x is sin(r), cos(r), -sin(r) or -cos(r), as n is 0, 1, 2 or 3 but for
-multiples of 4; so is the cosine, with n + 1. n pi/2 is subtracted in parts: n times each of the first ones is exact even
-without fused multiply-adds, as long as n has few enough bits, which sets the range in which the errors stated hold.
+multiples of 4; so is the cosine, with n + 1. n pi/2 is subtracted in parts: n times each of the first ones is exact
+even without fused multiply-adds, as long as n has few enough bits, which sets the range in which the errors hold.
 Beyond it r is wrong by more and more, so that the result means nothing; it stays within [-1, 1].
 """
 
