@@ -4,6 +4,7 @@ read.
 
 from nbbp import datasets, initializers, losses, metrics, optimizers
 from nbbp.cpu.engine import get_num_threads, set_num_threads
+from nbbp.custom_layer import Custom
 from nbbp.divergence import TrainingDiverged
 from nbbp.formulas import activation, loss
 from nbbp.gradcheck import GradientCheck
@@ -37,6 +38,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Custom",
     "Dense",
     "GradientCheck",
     "History",

@@ -142,6 +142,10 @@ class Activation:
         """Whether an output depends on the whole row (softmax, log_softmax) and not on one number."""
         return self.formula.row_wise
 
+    def width(self, n_in: int) -> int:
+        """Outputs per sample: as many as inputs."""
+        return n_in
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -200,3 +204,11 @@ class Dense:
         if self.use_bias:
             shapes["bias"] = (self.n_out,)
         return shapes
+
+    def width(self, n_in: int) -> int:
+        """Outputs per sample, whatever comes in."""
+        return self.n_out
+
+    def initializer(self, kind: str, shape: tuple[int, ...]) -> Any:
+        """What the weight or the bias starts from."""
+        return getattr(self, f"{kind}_initializer")
