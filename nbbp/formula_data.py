@@ -8,6 +8,7 @@ nodes that it takes, and the value of a constant or the index of an input (else 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,7 +75,7 @@ def _node(entry: Any, position: int, what: str) -> Node:
             raise ValueError(f"{what} takes {argument!r}; expected the position of an earlier node")
     if isinstance(number, str) and number in _NOT_FINITE:
         number = _NOT_FINITE[number]
-    elif type(number) not in (int, float) or not abs(number) < math.inf:
+    elif type(number) not in (int, float) or not abs(number) <= sys.float_info.max:
         raise ValueError(f"{what} has the number {number!r}; expected a finite one, 'inf', '-inf' or 'nan'")
     if operation not in ("input", "constant") and number != 0:
         raise ValueError(f"{what} has the number {number!r}; only inputs and constants have one")

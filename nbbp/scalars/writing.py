@@ -121,6 +121,8 @@ class _Writer:
             return ast.BinOp(taken[0], _OPERATORS[operation](), taken[1])
         if operation == "power":
             return self.power(node, *taken)
+        if operation in ("maximum", "minimum"):
+            return self.extreme(node, *taken)
         if operation in _CALLS:
             return _call(operation, *taken)
         return getattr(self, operation)(*taken)
@@ -147,21 +149,15 @@ class _Writer:
         not_below = ast.IfExp(_compare(x, ast.Gt, self.constant(0.0)), self.constant(1.0), x)
         return ast.IfExp(_compare(x, ast.Lt, self.constant(0.0)), self.constant(-1.0), not_below)
 
-    def maximum(self, x: ast.expr, y: ast.expr, comparison: type = ast.Lt) -> ast.expr:
-        """A comparison with NaN is false: x's NaN stays by the order, y's by asking, unless y is a number written out.
+    def extreme(self, node: Node, x: ast.expr, y: ast.expr) -> ast.expr:
+        """A comparison with NaN is false: x's NaN stays by the order, y's by asking, unless y is a constant.
 
         (x is the one that is not, as `nbbp.scalars.simplification` puts constants last.)
         """
-        greater = ast.IfExp(_compare(x, comparison, y), y, x)
-        return greater if self.is_number(y) else ast.IfExp(_compare(y, ast.NotEq, y), y, greater)
-
-    def minimum(self, x: ast.expr, y: ast.expr) -> ast.expr:
-        return self.maximum(x, y, ast.Gt)
-
-    def is_number(self, expression: ast.expr) -> bool:
-        if self.typed and isinstance(expression, ast.Call):
-            expression = expression.args[0]
-        return isinstance(expression, ast.Constant)
+        found = ast.IfExp(_compare(x, ast.Lt if node.operation == "maximum" else ast.Gt, y), y, x)
+        constant = self.nodes[node.arguments[1]]
+        is_number = constant.operation == "constant" and not math.isnan(constant.number)
+        return found if is_number else ast.IfExp(_compare(y, ast.NotEq, y), y, found)
 
     def power(self, node: Node, x: ast.expr, y: ast.expr) -> ast.expr:
         """A constant exponent that is not whole needs no thought of signs: the logarithm of what is negative is NaN."""
