@@ -2,8 +2,9 @@
 
 Nothing here turns NaN or infinity into a number, so ``x * 0`` stays; the sign of a zero is not kept. Some patterns
 become functions that do not overflow and lose no digits: ``1/(1 + exp(-x))`` is sigmoid(x), ``log(1 + exp(x))`` is
-softplus(x), ``exp(x) - 1`` is expm1(x), ``log(1 + x)`` is log1p(x), ``log(sigmoid(x))`` is -softplus(-x). Divisions by
-a constant, and several by the same number, become multiplications by its reciprocal, which may cost the last bit.
+softplus(x), ``exp(x) - 1`` is expm1(x), ``log(1 + x)`` is log1p(x), ``log(sigmoid(x))`` is -softplus(-x), and
+``1 + tanh(x)`` is 2 sigmoid(2x). Divisions by a constant, and several by the same number, become multiplications by its
+reciprocal, which may cost the last bit.
 """
 
 import math
@@ -126,6 +127,8 @@ def _add(builder: Builder, a: int, b: int) -> int | None:
         return a
     if number == -1.0 and (x := builder.argument("exp", a)) is not None:
         return builder.make("expm1", x)
+    if number == 1.0 and (x := builder.argument("tanh", a)) is not None:
+        return _twice(builder, builder.make("sigmoid", _twice(builder, x)))
     if (x := builder.argument("negative", b)) is not None:
         return builder.make("subtract", a, x)
     if (x := builder.argument("negative", a)) is not None:
@@ -142,11 +145,17 @@ def _subtract(builder: Builder, a: int, b: int) -> int | None:
         return builder.make("expm1", x)
     if builder.number(a) == 1.0 and (x := builder.argument("exp", b)) is not None:
         return builder.make("negative", builder.make("expm1", x))
+    if builder.number(a) == 1.0 and (x := builder.argument("tanh", b)) is not None:
+        return _twice(builder, builder.make("sigmoid", builder.make("negative", _twice(builder, x))))
     if (x := builder.argument("negative", b)) is not None:
         return builder.make("add", a, x)
     if (x := builder.argument("negative", a)) is not None:
         return builder.make("negative", builder.make("add", x, b))
     return None
+
+
+def _twice(builder: Builder, a: int) -> int:
+    return builder.make("multiply", a, builder.constant(2.0))
 
 
 def _multiply(builder: Builder, a: int, b: int) -> int | None:
@@ -166,6 +175,10 @@ def _multiply(builder: Builder, a: int, b: int) -> int | None:
         inner = builder.number(inner)
         if _is_moderate(inner) and _is_moderate(number * inner):
             return builder.make("multiply", x, builder.constant(number * inner))
+    if builder.nodes[a].operation == builder.nodes[b].operation == "multiply":  # factors that cancel
+        (x, first), (y, second) = builder.nodes[a].arguments, builder.nodes[b].arguments
+        if None not in (numbers := (builder.number(first), builder.number(second))) and numbers[0] * numbers[1] == 1.0:
+            return builder.make("multiply", x, y)
     return None
 
 
