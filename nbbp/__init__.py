@@ -2,7 +2,8 @@
 read.
 """
 
-from nbbp import datasets, initializers, losses, metrics, optimizers
+from nbbp import autodiff, datasets, initializers, losses, metrics, optimizers
+from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
 from nbbp.custom_layer import Custom
 from nbbp.divergence import TrainingDiverged
@@ -49,7 +50,9 @@ __all__ = [
     "RMSprop",
     "Sequential",
     "TrainingDiverged",
+    "Value",
     "activation",
+    "autodiff",
     "datasets",
     "get_num_threads",
     "initializers",

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from nbbp.cpu import graph
+from nbbp.scalars.operations import ADD, INPUT
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "compile_sweeps"]
 
 #: Typecodes of the columns: operation, three arguments, value, gradient, mark. See nbbp/cpu/graph.py.
 _COLUMNS = ("B", "i", "i", "i", "d", "d", "B")
@@ -35,18 +36,21 @@ class Arena:
     capacity, limit : int
         Positions there are, and how many may be in use before an operation for which there is room.
     lock : RLock
-    values, gradients : array of float64, length capacity
+    codes, first, second, third, values, gradients : array, length capacity
+        The columns; see nbbp/cpu/graph.py.
+    labels : dict of int to str
+        What nodes are called, by position.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.n_nodes = 0
-        self.labels: dict[int, str] = {}
-        self._allocate(_SMALLEST)
-        self._handles: list[weakref.ref | None] = [None] * _SMALLEST
+        self._adopt(_columns(_SMALLEST), 0, [], {})
 
     def append(self, code: int, first: int, second: int, third: int, number: float, handle: Any = None) -> int:
-        """Write a node, for a handle or for none; returns its position, which holds until the next `make_room`."""
+        """Write a node, for a handle or for none; returns its position, which holds until the next `make_room`.
+
+        Its gradient is 0 already, as those of all free positions are.
+        """
         p = self.n_nodes
         self.n_nodes = p + 1
         self.codes[p] = code
@@ -54,10 +58,7 @@ class Arena:
         self.second[p] = second
         self.third[p] = third
         self.values[p] = number
-        self.gradients[p] = 0.0
-        if handle is None:
-            self._handles[p] = None
-        else:
+        if handle is not None:
             handle._position = p
             self._handles[p] = weakref.ref(handle)
         return p
@@ -87,32 +88,53 @@ class Arena:
     def make_room(self) -> None:
         """Drop what no handle depends on; positions change. At least half of the arrays is free afterwards."""
         alive = [None if reference is None else reference() for reference in self._handles[: self.n_nodes]]
-        self._marks[: self.n_nodes] = [handle is not None for handle in alive]
-        moved = np.full(self.n_nodes, -1, np.int32)
-        n_kept = graph.compact(*self._tree, self._values, self._gradients, self._marks, self.n_nodes, moved)
+        marks = np.array([handle is not None for handle in alive], np.uint8)
+        graph.mark_arguments(*self._tree, marks)
+        kept = np.flatnonzero(marks)
+        moved = np.cumsum(marks, dtype=np.int32) - np.int32(1)
         capacity = _SMALLEST
-        while capacity < 2 * n_kept:
+        while capacity < 2 * len(kept):
             capacity *= 2
-        handles: list[weakref.ref | None] = [None] * capacity
-        new = moved.tolist()
-        for position, handle in enumerate(alive):
-            if handle is not None:
-                handle._position = new[position]
-                handles[new[position]] = self._handles[position]
-        self.labels = {new[position]: label for position, label in self.labels.items() if new[position] >= 0}
-        self.n_nodes = n_kept
-        self._handles = handles
-        if capacity != self.capacity:
-            kept = (*self._tree, self._values, self._gradients)
-            self._allocate(capacity)
-            for column, before in zip((*self._tree, self._values, self._gradients), kept, strict=True):
-                column[:n_kept] = before[:n_kept]
+        columns = _columns(capacity)
+        codes, *arguments, values, gradients, _ = (np.frombuffer(column, column.typecode) for column in columns)
+        for new, old in ((codes, self._tree[0]), (values, self._values), (gradients, self._gradients)):
+            new[: len(kept)] = old[kept]
+        for new, old in zip(arguments, self._tree[1:], strict=True):
+            new[: len(kept)] = moved[old[kept]]
+        held = [(handle, p) for handle, p in zip(alive, moved.tolist(), strict=True) if handle is not None]
+        labels = {int(moved[p]): label for p, label in self.labels.items() if marks[p]}
+        try:
+            self._adopt(columns, len(kept), held, labels)
+        except BaseException:  # Ctrl-C must not leave some handles with new positions and some with old ones
+            self._adopt(columns, len(kept), held, labels)
+            raise
 
-    def _allocate(self, capacity: int) -> None:
-        """Make the columns: arrays, whose items Python reads and writes fastest, and NumPy's views of the same."""
-        columns = [array(kind, bytes(capacity * array(kind).itemsize)) for kind in _COLUMNS]
-        views = [np.frombuffer(column, dtype=column.typecode) for column in columns]
+    def _adopt(self, columns: list[array], n_nodes: int, held: list[tuple[Any, int]], labels: dict[int, str]) -> None:
+        """Take columns that hold so many nodes, with their handles and labels. May be called twice with the same."""
+        views = [np.frombuffer(column, column.typecode) for column in columns]
         self.codes, self.first, self.second, self.third, self.values, self.gradients, _ = columns
         *self._tree, self._values, self._gradients, self._marks = views
-        self.capacity = capacity
-        self.limit = capacity - _OPERATION
+        self.n_nodes = n_nodes
+        self.capacity = len(columns[0])
+        self.limit = self.capacity - _OPERATION
+        self.labels = labels
+        self._handles: list[weakref.ref | None] = [None] * self.capacity
+        for handle, position in held:
+            self.hold(handle, position)
+
+
+def _columns(capacity: int) -> list[array]:
+    """Columns of zeros: arrays, whose items Python reads and writes fastest, and whose memory NumPy shares."""
+    return [array(kind, bytes(capacity * array(kind).itemsize)) for kind in _COLUMNS]
+
+
+def compile_sweeps() -> None:
+    """Compile, or load from the cache, all that runs over graphs."""
+    arena = Arena()
+    arena.append(INPUT, 0, 0, 0, 1.0)
+    arena.forward(0)
+    arena.backward(0)
+    arena.reachable(0)
+    arena.make_room()
+    graph.evaluate(ADD, 1.0, 1.0, 1.0)
+    graph.evaluate_dual(ADD, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

@@ -183,7 +183,7 @@ class Arithmetic:
         out = options.pop("out", None)
         if function is None or method != "__call__" or options:
             asked = f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
-            raise _unsupported(asked + (f" with {', '.join(options)}" if options else ""), type(self))
+            raise _unsupported(asked + _with(options), type(self))
         result = function(*inputs)
         if out is None:
             return result
@@ -194,8 +194,12 @@ class Arithmetic:
 
     def __array_function__(self, function: Callable, kinds: Any, arguments: tuple, options: dict) -> Any:
         if function.__name__ not in ("where", "clip") or options:
-            raise _unsupported(f"np.{function.__name__}", type(self))
+            raise _unsupported(f"np.{function.__name__}" + _with(options), type(self))
         return _OF_NUMPY[function.__name__](*arguments)
+
+
+def _with(options: dict) -> str:
+    return f" with {', '.join(options)}" if options else ""
 
 
 def _unsupported(asked: str, kind: type) -> TypeError:

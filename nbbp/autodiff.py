@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nbbp.arena import Arena
 from nbbp.arithmetic import (
@@ -46,6 +47,10 @@ from nbbp.arithmetic import (
 from nbbp.cpu.graph import evaluate, evaluate_dual
 from nbbp.scalars.operations import CONSTANT, INPUT, OPERATIONS, Node
 from nbbp.tracing import trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Dual",
@@ -94,7 +99,9 @@ _SYMBOLS = {
 
 _ARENA = Arena()
 _LOCK = _ARENA.lock
+#: Stands for an argument that an operation does not take.
 _NONE = object()
+#: Makes a `Value` for a node that is there, without another node of its own.
 _new = object.__new__
 
 
@@ -224,7 +231,7 @@ def _position_of(x: Any) -> int | None:
     """The position of a value, or of a new constant for a plain number; None for anything else."""
     if isinstance(x, Value):
         return x._position
-    if type(x) is float or is_number(x):
+    if type(x) is float or type(x) is int or is_number(x):
         return _ARENA.append(CONSTANT, 0, 0, 0, float(x))
     return None
 
@@ -290,6 +297,27 @@ class Graph:
     def backward(self) -> None:
         """Differentiate the value; see `Value.backward`."""
         self.value.backward()
+
+    def draw(self, path: str | Path | None = None, axes: Axes | None = None) -> Figure:
+        """Draw the graph from left to right: a box per node with label, operation, data and gradient.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            Also save the picture there.
+        axes : matplotlib.axes.Axes, optional
+            Draw there, and not in a figure of its own.
+
+        Raises
+        ------
+        ImportError
+            Matplotlib is missing.
+        ValueError
+            The graph has more than 300 nodes.
+        """
+        from nbbp import graph_drawing
+
+        return graph_drawing.plot_graph(self, path, axes)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

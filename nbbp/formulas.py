@@ -34,6 +34,7 @@ from nbbp.scalars.losses import LossFormula
 from nbbp.scalars.operations import Node
 from nbbp.scalars.simplification import simplify
 from nbbp.scalars.writing import source_of
+from nbbp.tracing import trace
 
 __all__ = ["CustomActivation", "CustomLoss", "activation", "loss"]
 
@@ -260,8 +261,6 @@ class CustomLoss(_Described, Loss):
 
 def _formula(what: str, function: Any, arguments: Sequence[str]) -> tuple[Node, ...]:
     """The simplified formula of a function of so many numbers."""
-    from nbbp.tracing import trace  # here, because most programs trace nothing
-
     if not callable(function):
         raise TypeError(f"the {what} must be a function of {', '.join(arguments)}; got {function!r}")
     try:

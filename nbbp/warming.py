@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from nbbp import initializers
+from nbbp.arena import compile_sweeps
 from nbbp.cpu import kernels
 from nbbp.cpu.engine import BoundProgram
 from nbbp.layers import Dense
@@ -16,13 +17,14 @@ __all__ = ["warmup"]
 
 
 def warmup(dtypes: Iterable[str] = ("float32", "float64")) -> None:
-    """Compile, or load from the cache, every op kernel and every function that a model calls.
+    """Compile, or load from the cache, every op kernel and every function that models and scalar graphs call.
 
     Parameters
     ----------
     dtypes : iterable of {"float32", "float64"}
     """
     compile_scans()
+    compile_sweeps()
     for initializer in initializers.BY_NAME.values():
         initializer((2, 2), 0, 0, np.dtype(np.float32))
     for dtype in dtypes:

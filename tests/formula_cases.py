@@ -10,6 +10,14 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
+def swish(z):
+    return z / (1 + np.exp(-1.5 * z))
+
+
+def quartic(prediction, target):
+    return (prediction - target) ** 4
+
+
 #: Built-in activations (without a parameter of their own) as one would write them.
 ACTIVATIONS_BY_HAND = {
     "linear": lambda z: z,

@@ -190,6 +190,12 @@ for dtype in ("float32",):
 nbbp.set_num_threads(2)
 big = classifier((300, 300, 3), dtype=dtype)
 big.fit(np.tile(X, (20, 1)), np.tile(y, 20), batch_size=1000, verbose=0)
+value = sum((nbbp.Value(1.0) for _ in range(2000)), nbbp.Value(0.0))
+value.backward()
+value.forward()
+len(value.graph)
+nbbp.autodiff.derivative(np.exp, 1.0)
+nbbp.autodiff.exp(1.0)
 print(json.dumps(sorted(compiled.names)))
 """
 

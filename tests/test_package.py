@@ -28,11 +28,16 @@ DESCRIPTIONS = (
     "nbbp.network",
 )
 ENGINES = ("nbbp.cpu", "nbbp.cuda")
+# Graphs of single numbers know nothing of networks. Descriptions may write a formula out (nbbp.tracing); running
+# graphs is above them, as engines are.
+GRAPHS = ("nbbp.autodiff", "nbbp.arena", "nbbp.arithmetic", "nbbp.tracing", "nbbp.graph_drawing")
+RUNS_GRAPHS = ("nbbp.autodiff", "nbbp.arena", "nbbp.graph_drawing")
 MUST_NOT_IMPORT = {
-    **dict.fromkeys(DESCRIPTIONS, (*ENGINES, "nbbp.program", "nbbp.model")),
-    "nbbp.scalars": (*DESCRIPTIONS, *ENGINES, "nbbp.program", "nbbp.model", "nbbp.validation"),
+    **dict.fromkeys(DESCRIPTIONS, (*ENGINES, *RUNS_GRAPHS, "nbbp.program", "nbbp.model")),
+    **dict.fromkeys(GRAPHS, (*DESCRIPTIONS, "nbbp.cuda", "nbbp.program", "nbbp.model")),
+    "nbbp.scalars": (*DESCRIPTIONS, *ENGINES, *GRAPHS, "nbbp.program", "nbbp.model", "nbbp.validation"),
     "nbbp.program": ("nbbp.model",),
-    "nbbp.cpu": (*DESCRIPTIONS, "nbbp.cuda", "nbbp.program", "nbbp.model"),
+    "nbbp.cpu": (*DESCRIPTIONS, *GRAPHS, "nbbp.cuda", "nbbp.program", "nbbp.model"),
 }
 
 

@@ -18,7 +18,7 @@ from nbbp.compiling import jit
 from nbbp.scalars.operations import INPUT, OPERATIONS
 from nbbp.scalars.primitives import chain, partials, value
 
-__all__ = ["backward", "compact", "evaluate", "evaluate_dual", "forward", "reachable"]
+__all__ = ["backward", "evaluate", "evaluate_dual", "forward", "mark_arguments", "reachable"]
 
 N_ARGUMENTS = np.array([operation.n_arguments for operation in OPERATIONS.values()], np.uint8)
 
@@ -123,26 +123,10 @@ def reachable(codes, first, second, third, marks, root):
 
 
 @jit()
-def compact(codes, first, second, third, values, gradients, marks, n_nodes, moved):
-    """Move the marked nodes, and all that they depend on, to the front, in order. Returns how many they are.
-
-    ``moved`` (int32, n_nodes) receives the new position of each node that stays. The marks are cleared.
-    """
-    for p in range(n_nodes - 1, -1, -1):
+def mark_arguments(codes, first, second, third, marks):
+    """Mark all that marked nodes depend on; ``marks`` is uint8 (n_nodes,) and stays marked."""
+    for p in range(len(marks) - 1, -1, -1):
         if marks[p] != 0 and N_ARGUMENTS[codes[p]] > 0:
             marks[first[p]] = 1
             marks[second[p]] = 1
             marks[third[p]] = 1
-    n = 0
-    for p in range(n_nodes):
-        if marks[p] == 0:
-            continue
-        marks[p] = 0
-        moved[p] = n
-        codes[n] = codes[p]
-        if N_ARGUMENTS[codes[p]] > 0:
-            first[n], second[n], third[n] = moved[first[p]], moved[second[p]], moved[third[p]]
-        values[n] = values[p]
-        gradients[n] = gradients[p]
-        n += 1
-    return n

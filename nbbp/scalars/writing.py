@@ -161,9 +161,11 @@ class _Writer:
 
     def power(self, node: Node, x: ast.expr, y: ast.expr) -> ast.expr:
         """A constant exponent that is not whole needs no thought of signs: the logarithm of what is negative is NaN."""
+        if not self.typed:
+            return ast.BinOp(x, ast.Pow(), y)
         exponent = self.nodes[node.arguments[1]]
         if exponent.operation == "constant" and math.isfinite(exponent.number) and exponent.number % 1 != 0:
-            return _call("exp", ast.BinOp(y, ast.Mult(), _call("log", x))) if self.typed else ast.BinOp(x, ast.Pow(), y)
+            return _call("exp", ast.BinOp(y, ast.Mult(), _call("log", x)))
         return _call("power", x, y)
 
     def select(self, node: Node) -> ast.expr:
