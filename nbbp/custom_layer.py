@@ -29,7 +29,8 @@ class Custom:
 
     Every array is flat, of the model's dtype. `forward` writes all of y. `backward` writes all of d_x and *adds* to
     gradient, which holds the sum over the samples. They may be called for several samples at the same time, so they
-    must not write anything else. An exception in them is printed and leaves NaN, which ends `fit`.
+    must not write anything else. An exception in them is printed and leaves NaN, which ends `fit`. They are compiled in
+    every process. A copy in another process needs `parameter_shapes` that can be pickled, which a lambda cannot.
 
     Parameters
     ----------

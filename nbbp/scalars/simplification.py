@@ -1,10 +1,10 @@
 """Formulas in their simplest form: constants computed, what is common made once, what is dead left out.
 
-Nothing here turns NaN or infinity into a number, so ``x * 0`` stays; the sign of a zero is not kept. Some patterns
-become functions that do not overflow and lose no digits: ``1/(1 + exp(-x))`` is sigmoid(x), ``log(1 + exp(x))`` is
-softplus(x), ``exp(x) - 1`` is expm1(x), ``log(1 + x)`` is log1p(x), ``log(sigmoid(x))`` is -softplus(-x), and
-``1 + tanh(x)`` is 2 sigmoid(2x). Divisions by a constant, and several by the same number, become multiplications by its
-reciprocal, which may cost the last bit.
+Nothing turns NaN or infinity into a number, so ``x * 0`` stays, but for some patterns that become functions which do not
+overflow and lose no digits: ``1/(1 + exp(-x))`` is sigmoid(x), ``log(1 + exp(x))`` softplus(x), ``exp(x) - 1``
+expm1(x), ``log(1 + x)`` log1p(x), ``log(sigmoid(x))`` -softplus(-x), ``1 + tanh(x)`` 2 sigmoid(2x), and what is a tanh
+in exponentials is one. Divisions by a constant, and several by the same number, become multiplications by its
+reciprocal, which may cost the last bit. The sign of a zero is not kept.
 """
 
 import math
@@ -186,6 +186,8 @@ def _divide(builder: Builder, a: int, b: int) -> int | None:
     number = builder.number(b)
     if _is_moderate(number):
         return builder.make("multiply", a, builder.constant(1.0 / number))
+    if (x := _tanh_of(builder, a, b)) is not None:
+        return builder.make("tanh", x)
     if (x := builder.exponent(b)) is not None:
         if builder.argument("exp", a) == x:
             return builder.make("sigmoid", x)
@@ -194,6 +196,23 @@ def _divide(builder: Builder, a: int, b: int) -> int | None:
         return builder.make("negative", builder.make("divide", x, b))
     if (x := builder.argument("negative", b)) is not None:
         return builder.make("negative", builder.make("divide", a, x))
+    return None
+
+
+def _tanh_of(builder: Builder, a: int, b: int) -> int | None:
+    """x, if a / b is a way to write tanh(x) with exponentials."""
+    half = builder.constant(0.5)
+    if (y := builder.exponent(b)) is not None:  # (exp(y) - 1)/(exp(y) + 1)
+        if builder.argument("expm1", a) == y:
+            return builder.make("multiply", y, half)
+        negated = builder.argument("negative", a)
+        if negated is not None and builder.argument("expm1", negated) == y:
+            return builder.make("multiply", builder.make("negative", y), half)
+    difference, total = builder.nodes[a], builder.nodes[b]
+    if difference.operation == "subtract" and total.operation == "add":  # (exp(x) - exp(-x))/(exp(x) + exp(-x))
+        x, minus_x = (builder.argument("exp", argument) for argument in difference.arguments)
+        if set(difference.arguments) == set(total.arguments) and None not in (x, minus_x):
+            return x if builder.make("negative", x) == minus_x else None
     return None
 
 
