@@ -2,8 +2,8 @@
 
 Nothing turns NaN or infinity into a number, so ``x * 0`` stays, but for some patterns that become functions which do
 not overflow and lose no digits: ``1/(1 + exp(-x))`` is sigmoid(x), ``log(1 + exp(x))`` softplus(x), ``exp(x) - 1``
-expm1(x), ``log(1 + x)`` log1p(x), ``log(sigmoid(x))`` -softplus(-x), ``1 + tanh(x)`` 2 sigmoid(2x), and what is a
-tanh in exponentials is one. Divisions by a constant, and several by the same number, become multiplications by its
+expm1(x), ``log(1 + x)`` log1p(x), ``log(sigmoid(x))`` -softplus(-x), ``1 + tanh(x)`` 2 sigmoid(2x), and what is a tanh
+in exponentials is one. Divisions by a constant, and several by the same number, become multiplications by its
 reciprocal, which may cost the last bit. The sign of a zero is not kept.
 """
 
