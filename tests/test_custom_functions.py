@@ -108,6 +108,31 @@ def test_gradients_of_other_activations(formula):
     assert model.check_gradients(x, y).max_error < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("formula", "kind"),
+    [
+        (lambda z: 2 * np.tanh(z) + 1, "input"),
+        (lambda z: np.tanh(3 * z), "output"),
+        (lambda z: 1 / (1 + np.exp(-z)), "output"),
+        (lambda z: np.exp(-z), "output"),
+        (lambda z: 2 * z, "output"),
+        (lambda z: z * z, "input"),
+        (lambda z: np.where(z > 0, z, np.exp(z) - 1), "input"),
+    ],
+)
+def test_the_derivative_is_taken_of_the_output_where_that_suffices(formula, kind):
+    activation = nbbp.activation(formula)
+    assert activation.formula.derivative_of == kind
+    z = np.linspace(-2.0, 2.0, 9)
+    for x in z:
+        y = activation.formula.value(x, 0.0)
+        slope = activation.formula.derivative(y if kind == "output" else x, 0.0)
+        h = 1e-6
+        near = (activation.formula.value(x + h, 0.0) - activation.formula.value(x - h, 0.0)) / (2 * h)
+        if x != 0:
+            assert slope == pytest.approx(near, rel=1e-6, abs=1e-8)
+
+
 def test_a_derivative_that_is_given_is_the_one_that_is_used():
     right = nbbp.activation(lambda z: z * z, lambda z: 2 * z)
     assert right.derivative_source == nbbp.activation(lambda z: z * z, name="custom").derivative_source.replace(

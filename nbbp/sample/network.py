@@ -16,6 +16,7 @@ from nbbp.sample.dense import dense_forward, dense_input_gradient
 from nbbp.sample.emit import Emitter
 from nbbp.sample.plan import LINEAR, Stage, stages
 from nbbp.scalars.activations import ACTIVATIONS
+from nbbp.scalars.custom import derivative_of
 from nbbp.scalars.losses import LOSSES
 
 _BY_CODE = {formula.code: formula for formula in ACTIVATIONS.values()}
@@ -144,9 +145,8 @@ def _row_wise(stage: Stage) -> str | None:
 
 
 def _derivative_of(stage: Stage) -> str:
-    """What the derivative is written in; that of a formula of the user's, in its input."""
-    formula = _BY_CODE.get(stage.code)
-    return "input" if formula is None else formula.derivative_of
+    """What the derivative is written in: "input" or "output"."""
+    return derivative_of(stage.code) if isinstance(stage.code, str) else _BY_CODE[stage.code].derivative_of
 
 
 def number_of(emit: Emitter, numbers: ir.Value, place: int) -> ir.Value:

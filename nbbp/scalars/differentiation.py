@@ -13,7 +13,7 @@ from nbbp.scalars.operations import Node
 from nbbp.scalars.simplification import Builder, count_inputs
 from nbbp.scalars.writing import COMPARISONS
 
-__all__ = ["derivative"]
+__all__ = ["derivative", "in_terms_of_output"]
 
 
 def derivative(nodes: Sequence[Node], with_respect_to: int = 0) -> tuple[Node, ...]:
@@ -45,6 +45,25 @@ def derivative(nodes: Sequence[Node], with_respect_to: int = 0) -> tuple[Node, .
             if depends[argument]:
                 adjoints[argument] = builder.sum(adjoints[argument], adjoint) if argument in adjoints else adjoint
     return builder.finish(adjoints.get(with_respect_to, builder.constant(0.0)))
+
+
+def in_terms_of_output(value: Sequence[Node], derivative: Sequence[Node]) -> tuple[Node, ...] | None:
+    """The derivative of a formula of one input as a formula of its *output*; None where it needs the input as well.
+
+    ``1 - tanh(x)**2`` is ``1 - y**2``: a multiplication instead of an exponential, and nobody has to keep x.
+    """
+    common = Builder(1)
+    output = common.extend(value)[-1]
+    result = common.extend(derivative)[-1]
+    written, new = Builder(1), {output: 0}
+    for position, node in enumerate(common.nodes[: result + 1]):
+        if position == output:
+            continue
+        if node.operation == "constant":
+            new[position] = written.constant(node.number)
+        elif node.operation != "input" and all(argument in new for argument in node.arguments):
+            new[position] = written.make(node.operation, *(new[argument] for argument in node.arguments))
+    return written.finish(new[result]) if result in new else None
 
 
 class _Adjoints(Builder):
