@@ -189,7 +189,9 @@ class Model(ModelBase):
         Quickest, at a microsecond beside the update, for a C-contiguous x of the model's dtype with an int label or a
         y of that dtype.
         """
-        if self._online is not None:
+        if self._online is None and self._session is not None:
+            self._online = OnlineStep.of(self._session)
+        if self._online:
             loss = self._online.learn(x, y)
             if loss is not None:
                 return loss
@@ -199,10 +201,7 @@ class Model(ModelBase):
         targets_of = np.atleast_1d(targets_of)
         if samples.ndim == 2 and len(samples) == len(targets_of) > 1:
             return float(np.mean([self.partial_fit(*pair) for pair in zip(samples, targets_of, strict=True)]))
-        loss = self.train_step(samples, targets_of)
-        if self._online is None:
-            self._online = OnlineStep.of(self._built)
-        return loss
+        return self.train_step(samples, targets_of)
 
     def loss_and_gradients(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[float, Mapping[str, np.ndarray]]:
         """The loss of a batch and its gradient with respect to every parameter; updates nothing.

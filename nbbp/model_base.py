@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class ModelBase:
         self.dtype = checked_dtype(dtype)
         self.history = History()
         self._session: Session | None = None
-        self._online: OnlineStep | None = None
+        self._online: OnlineStep | Literal[False] | None = None  # False: there is none for this model
         self._parameters: Mapping[str, np.ndarray] | None = None
         if network.n_in is not None:
             self._build(network.n_in)

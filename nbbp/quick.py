@@ -8,7 +8,7 @@ converts and says what is wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -105,24 +105,24 @@ class OnlineStep:
         self.train_step = functions.checked_train_step(*(limits or (0.0, 0.0)))
 
     @classmethod
-    def of(cls, session: Session) -> OnlineStep | None:
-        """One for this model, or None where the sample engine has none for it."""
+    def of(cls, session: Session) -> OnlineStep | Literal[False]:
+        """One for this model, or False where the sample engine has none for it."""
         limits = _range_of_targets(session.loss, session.dtype)
         fits = session.loss.row_wise or limits is not None
         if not fits or session.optimizer.rule == "adafactor" or SampleFunctions.why_not(session.network) is not None:
-            return None
+            return False
         return cls(session, limits and (float(limits[0]), float(limits[1])))
 
     def learn(self, x: Any, y: Any) -> float | None:
         """The loss of a sample before the update; None where it must be converted or is not what it should be."""
-        if type(x) is not np.ndarray or x.dtype is not self.dtype or x.shape != self.shape_x:
+        if type(x) is not np.ndarray or x.dtype != self.dtype or x.shape != self.shape_x:
             return None
         if self.takes_labels:
             if type(y) is not int:
                 if type(y) is not np.int64:
                     return None
                 y = int(y)
-        elif type(y) is not np.ndarray or y.dtype is not self.dtype or y.shape != self.shape_y:
+        elif type(y) is not np.ndarray or y.dtype != self.dtype or y.shape != self.shape_y:
             return None
         session = self.session
         with session.lock:

@@ -106,6 +106,15 @@ def test_a_copy_learns_by_itself():
         assert_near(loss, again.partial_fit(x, y), "float32")
 
 
+def test_every_sample_takes_the_quick_way():
+    """Also the first one, and those of a copy, whose dtype is another object."""
+    for model in (small_model("tanh", MSE(), "float32", "adam"), copy.deepcopy(small_model("tanh", MSE(), "float32"))):
+        x, y, _, _ = one_sample(model)
+        model.train_step = None  # where the long way ends
+        model.partial_fit(x, y)
+        model.partial_fit(x, y)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

@@ -198,15 +198,23 @@ def test_jacobian_and_input_gradient_against_central_differences(sizes):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_parameter_gradient_is_that_of_a_loss_with_this_output_gradient(dtype):
+@pytest.mark.parametrize("sizes", [(5, 7, 3), (17, 16, 33), (3, 2, 1)])
+def test_backpropagate_adds_the_gradient_of_a_loss_with_this_output_gradient(sizes, dtype):
     """The gradient of half the squared error is prediction - target."""
-    model = small_model("silu", MSE(reduction="sum", scale=0.5), dtype, last="sigmoid")
+    layers = [Dense(sizes[1], "silu"), Dense(sizes[2], "sigmoid")]
+    model = model_of(layers, sizes[0], MSE(reduction="sum", scale=0.5), dtype)
     functions, (x, y, _, _) = model.as_njit(), one_sample(model)
-    out, (mine, theirs) = np.empty(3, dtype), np.full((2, functions.n_parameters), np.nan, dtype)
+    out, gradient = np.empty(sizes[2], dtype), np.full(functions.n_parameters, np.nan, dtype)
+    by_x, expected_by_x = np.full((2, sizes[0]), np.nan, dtype)
     functions.predict(model.parameter_vector, x, out)
-    functions.parameter_gradient(model.parameter_vector, x, out - y, mine)
-    functions.loss_and_gradient(model.parameter_vector, x, y, theirs)
-    assert_close(mine, theirs, dtype)
+    functions.loss_and_gradient(model.parameter_vector, x, y, gradient)
+    functions.input_gradient(model.parameter_vector, x, out - y, expected_by_x)
+    summed = np.arange(functions.n_parameters).astype(dtype) / functions.n_parameters
+    for turn in (1, 2):
+        functions.backpropagate(model.parameter_vector, x, out - y, summed, by_x)
+        start = np.arange(functions.n_parameters) / functions.n_parameters
+        assert_close(summed, start + turn * gradient, dtype)
+        np.testing.assert_array_equal(by_x, expected_by_x)
 
 
 def test_gradient_against_central_differences():

@@ -173,16 +173,25 @@ def test_lengths_are_checked(classifier):
         (functions.predict, (parameters, x, out[1:]), "out has the wrong length; this network takes 3 outputs"),
         (functions.input_gradient, (parameters, x, out[1:], x), "output_gradient has the wrong length"),
         (functions.input_gradient, (parameters, x, out, x[1:]), "out has the wrong length"),
-        (functions.parameter_gradient, (parameters, x, out[1:], gradient), "output_gradient has the wrong length"),
-        (functions.parameter_gradient, (parameters, x, out, gradient[1:]), "gradient has the wrong length"),
-        (functions.jacobian, (parameters, x, jacobian.T.copy()), r"out has the wrong shape; .* is \(3, 5\)"),
+        (functions.backpropagate, (parameters, x, out[1:], gradient, x), "output_gradient has the wrong length"),
+        (functions.backpropagate, (parameters, x, out, gradient[1:], x), "gradient has the wrong length"),
+        (functions.backpropagate, (parameters, x, out, gradient, x[1:]), "out has the wrong length"),
+        (
+            functions.jacobian,
+            (parameters, x, jacobian.T.copy()),
+            r"out has the wrong length; this network takes an array \(3, 5\)",
+        ),
         (functions.loss_and_gradient, (parameters, x, 1, gradient[1:]), "gradient has the wrong length"),
-        (functions.loss_and_gradient, (parameters, x, 3, gradient), "takes a label 0 to 2 or 3 target values"),
-        (functions.loss_and_gradient, (parameters, x, -1, gradient), "y does not fit"),
-        (functions.loss_and_gradient, (parameters, x, out[1:], gradient), "y does not fit"),
+        (functions.loss_and_gradient, (parameters, x, 3, gradient), "y is no label of this network; it takes 0 to 2"),
+        (functions.loss_and_gradient, (parameters, x, -1, gradient), "y is no label"),
+        (
+            functions.loss_and_gradient,
+            (parameters, x, out[1:], gradient),
+            "y has the wrong length; this network takes 3",
+        ),
         (functions.train_step, (parameters, slots[1:], 1, x, 1), "slots has the wrong length"),
         (functions.train_step, (parameters, slots, 0, x, 1), "steps count from 1"),
-        (functions.train_step, (parameters, slots, 1, x, 3), "y does not fit"),
+        (functions.train_step, (parameters, slots, 1, x, 3), "y is no label"),
     ]
     before = parameters.copy()
     for function, arguments, message in cases:

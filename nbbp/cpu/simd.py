@@ -306,6 +306,27 @@ def yield_processor(typing_context):
     return types.void(), codegen
 
 
+def flush_on(builder):
+    """Make this thread's denormals zero; the state to hand to `flush_off`."""
+    if not FLUSHES_TO_ZERO:
+        return INT32(0)
+    slot = cgutils.alloca_once(builder, INT32)
+    where = builder.bitcast(slot, ir.IntType(8).as_pointer())
+    call_llvm(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), [where])
+    before = builder.load(slot)
+    builder.store(builder.or_(before, INT32(_FLUSH_BITS)), slot)
+    call_llvm(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [where])
+    return before
+
+
+def flush_off(builder, state) -> None:
+    """Put back what `flush_on` gave."""
+    if FLUSHES_TO_ZERO:
+        slot = cgutils.alloca_once_value(builder, state)
+        where = builder.bitcast(slot, ir.IntType(8).as_pointer())
+        call_llvm(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [where])
+
+
 @intrinsic
 def flush_denormals(typing_context):
     """Make this thread's denormals zero; gives the state to hand to `restore_denormals`.
@@ -315,15 +336,7 @@ def flush_denormals(typing_context):
     """
 
     def codegen(context, builder, signature, arguments):
-        if not FLUSHES_TO_ZERO:
-            return INT32(0)
-        slot = cgutils.alloca_once(builder, INT32)
-        where = builder.bitcast(slot, ir.IntType(8).as_pointer())
-        call_llvm(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), [where])
-        before = builder.load(slot)
-        builder.store(builder.or_(before, INT32(_FLUSH_BITS)), slot)
-        call_llvm(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [where])
-        return before
+        return flush_on(builder)
 
     return types.int32(), codegen
 
@@ -333,10 +346,7 @@ def restore_denormals(typing_context, state):
     """Put back what `flush_denormals` gave."""
 
     def codegen(context, builder, signature, arguments):
-        if FLUSHES_TO_ZERO:
-            slot = cgutils.alloca_once_value(builder, arguments[0])
-            where = builder.bitcast(slot, ir.IntType(8).as_pointer())
-            call_llvm(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), [where])
+        flush_off(builder, arguments[0])
         return context.get_dummy_value()
 
     return types.void(types.int32), codegen

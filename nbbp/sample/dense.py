@@ -104,18 +104,17 @@ def _sum_across(emit: Emitter, rows: list):
     return rows[0]
 
 
-def dense_weight_gradient(emit: Emitter, gradient, x, d_y, n_in: int, n_out: int) -> None:
-    """gradient[i, j] = x[i] · d_y[j]. Writes gradient (n_in, n_out) and nothing behind it."""
+def dense_weight_gradient(emit: Emitter, gradient, x, d_y, n_in: int, n_out: int, adds: bool = False) -> None:
+    """gradient[i, j] = x[i] · d_y[j], or +=. Writes gradient (n_in, n_out) and nothing behind it."""
     if narrow.is_narrow(emit, n_out):
-        narrow.dense_weight_gradient(emit, gradient, x, d_y, n_in, n_out)
+        narrow.dense_weight_gradient(emit, gradient, x, d_y, n_in, n_out, adds)
         return
 
     def row(i):
         a, base = emit.broadcast(x, i), emit.times(i, n_out)
 
         def column(j, active):
-            product = emit.builder.fmul(a, emit.load(d_y, j))
-            emit.store(product, gradient, emit.plus(base, j), active)
+            emit.store_product(a, emit.load(d_y, j), gradient, emit.plus(base, j), active, adds)
 
         emit.by_register(n_out, column)
 

@@ -136,13 +136,19 @@ class Emitter:
         """x·y + z of registers."""
         return simd.fused_multiply_add(self.builder, x, y, z)
 
-    def copy(self, out: ir.Value, x: ir.Value, n: int) -> None:
-        """out[0:n] = x[0:n], apart from each other, both read and written exactly so far."""
+    def copy(self, out: ir.Value, x: ir.Value, n: int, adds: bool = False) -> None:
+        """out[0:n] = x[0:n] (or +=), apart from each other, both read and written exactly so far."""
 
         def move(i: int | ir.Value, active: int) -> None:
-            self.store(self.load(x, i, active), out, i, active)
+            value = self.load(x, i, active)
+            self.store(self.builder.fadd(self.load(out, i, active), value) if adds else value, out, i, active)
 
         self.by_register(n, move)
+
+    def store_product(self, x: ir.Value, y: ir.Value, start: ir.Value, i: int | ir.Value, n: int, adds: bool) -> None:
+        """start[i : i + n] = x·y of registers, or +=."""
+        product = self.multiply_add(x, y, self.load(start, i, n)) if adds else self.builder.fmul(x, y)
+        self.store(product, start, i, n)
 
     def clear_padding(self, buffer: ir.Value, n: int) -> None:
         """Zero what a buffer on the stack holds behind its first `n` numbers."""

@@ -12,12 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.core.errors import NumbaTypeError
-from numba.extending import overload
 
 from nbbp.compiling import jit
-from nbbp.cpu import simd
 from nbbp.layers import Activation, Dense
 from nbbp.losses import Loss
 from nbbp.network import Sequential
@@ -35,26 +31,12 @@ _MOST_ON_STACK = 1 << 15
 _kept = lru_cache(maxsize=256, typed=True)
 
 
-def _wrong_length(name: str, n: int, what: str) -> str:
-    return f"{name} has the wrong length; this network takes {n} {what}"
-
-
 @_kept
 def make_predict(structure, numbers, like) -> Callable:
     """`SampleFunctions.predict` of a plan."""
-    n_parameters = plan.n_parameters(structure)
-    n_in, n_out = plan.ends(structure)
-    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
-    wrong_x, wrong_out = _wrong_length("x", n_in, "features"), _wrong_length("out", n_out, "outputs")
 
     @jit(forceinline=True)
     def predict(parameters, x, out):
-        if len(parameters) != n_parameters:
-            raise ValueError(wrong_parameters)
-        if len(x) != n_in:
-            raise ValueError(wrong_x)
-        if len(out) != n_out:
-            raise ValueError(wrong_out)
         intrinsics.forward(structure, numbers, like, parameters, x, out)
 
     return predict
@@ -63,119 +45,42 @@ def make_predict(structure, numbers, like) -> Callable:
 @_kept
 def make_input_gradient(structure, numbers, like) -> Callable:
     """`SampleFunctions.input_gradient` of a plan."""
-    n_parameters = plan.n_parameters(structure)
-    n_in, n_out = plan.ends(structure)
-    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
-    wrong_x, wrong_out = _wrong_length("x", n_in, "features"), _wrong_length("out", n_in, "features")
-    wrong_gradient = _wrong_length("output_gradient", n_out, "outputs")
 
     @jit(forceinline=True)
     def input_gradient(parameters, x, output_gradient, out):
-        if len(parameters) != n_parameters:
-            raise ValueError(wrong_parameters)
-        if len(x) != n_in:
-            raise ValueError(wrong_x)
-        if len(output_gradient) != n_out:
-            raise ValueError(wrong_gradient)
-        if len(out) != n_in:
-            raise ValueError(wrong_out)
         intrinsics.input_gradient(structure, numbers, like, parameters, x, output_gradient, out)
 
     return input_gradient
 
 
 @_kept
-def make_parameter_gradient(structure, numbers, like) -> Callable:
-    """`SampleFunctions.parameter_gradient` of a plan."""
-    n_parameters = plan.n_parameters(structure)
-    n_in, n_out = plan.ends(structure)
-    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
-    wrong_x = _wrong_length("x", n_in, "features")
-    wrong_output_gradient = _wrong_length("output_gradient", n_out, "outputs")
-    wrong_gradient = _wrong_length("gradient", n_parameters, "parameters")
+def make_backpropagate(structure, numbers, like) -> Callable:
+    """`SampleFunctions.backpropagate` of a plan."""
 
     @jit()
-    def parameter_gradient(parameters, x, output_gradient, gradient):
-        if len(parameters) != n_parameters:
-            raise ValueError(wrong_parameters)
-        if len(x) != n_in:
-            raise ValueError(wrong_x)
-        if len(output_gradient) != n_out:
-            raise ValueError(wrong_output_gradient)
-        if len(gradient) != n_parameters:
-            raise ValueError(wrong_gradient)
-        intrinsics.parameter_gradient(structure, numbers, like, parameters, x, output_gradient, gradient)
+    def backpropagate(parameters, x, output_gradient, gradient, out):
+        intrinsics.backpropagate(structure, numbers, like, parameters, x, output_gradient, gradient, out)
 
-    return parameter_gradient
+    return backpropagate
 
 
 @_kept
 def make_jacobian(structure, numbers, like) -> Callable:
     """`SampleFunctions.jacobian` of a plan."""
-    n_parameters = plan.n_parameters(structure)
-    n_in, n_out = plan.ends(structure)
-    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
-    wrong_x = _wrong_length("x", n_in, "features")
-    wrong_out = f"out has the wrong shape; this network's Jacobian is ({n_out}, {n_in})"
 
     @jit()
     def jacobian(parameters, x, out):
-        if len(parameters) != n_parameters:
-            raise ValueError(wrong_parameters)
-        if len(x) != n_in:
-            raise ValueError(wrong_x)
-        if out.shape != (n_out, n_in):
-            raise ValueError(wrong_out)
         intrinsics.jacobian(structure, numbers, like, parameters, x, out)
 
     return jacobian
 
 
-def _target_fits(y, n_out, is_row_wise):
-    """Whether a target is one that the network can learn from: a label below n_out, or n_out values."""
-    raise NotImplementedError  # jitted code has the overload
-
-
-@overload(_target_fits, prefer_literal=True)
-def _target_fits_overload(y, n_out, is_row_wise):
-    if not (isinstance(n_out, types.IntegerLiteral) and isinstance(is_row_wise, types.IntegerLiteral)):
-        return None
-    row_wise = is_row_wise.literal_value
-    if isinstance(y, types.Array) and y.ndim == 1 and isinstance(y.dtype, (types.Float, types.Integer, types.Boolean)):
-        return lambda y, n_out, is_row_wise: len(y) == n_out
-    if row_wise and isinstance(y, types.Integer):
-        return lambda y, n_out, is_row_wise: 0 <= y < n_out
-    if not row_wise and n_out.literal_value == 1 and isinstance(y, (types.Float, types.Integer, types.Boolean)):
-        return lambda y, n_out, is_row_wise: True
-    takes = "an integer label, or a one-dimensional array of probabilities" if row_wise else "a one-dimensional array"
-    raise NumbaTypeError(f"y must be {takes} of {n_out.literal_value} numbers; got {y}")
-
-
-def _wrong_target(n_out: int, code: int | str) -> str:
-    labels = f"a label 0 to {n_out - 1} or " if code in ROW_WISE else ""
-    return f"y does not fit; this network takes {labels}{n_out} target values"
-
-
 @_kept
 def make_loss_and_gradient(structure, numbers, like, code, settings) -> Callable:
     """`SampleFunctions.loss_and_gradient` of a plan."""
-    n_parameters = plan.n_parameters(structure)
-    n_in, n_out = plan.ends(structure)
-    is_row_wise = int(code in ROW_WISE)  # Numba takes an int for a constant, not a bool
-    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
-    wrong_gradient = _wrong_length("gradient", n_parameters, "parameters")
-    wrong_x, wrong_y = _wrong_length("x", n_in, "features"), _wrong_target(n_out, code)
 
     @jit()
     def loss_and_gradient(parameters, x, y, gradient):
-        if len(parameters) != n_parameters:
-            raise ValueError(wrong_parameters)
-        if len(x) != n_in:
-            raise ValueError(wrong_x)
-        if not _target_fits(y, n_out, is_row_wise):
-            raise ValueError(wrong_y)
-        if len(gradient) != n_parameters:
-            raise ValueError(wrong_gradient)
         return intrinsics.loss_and_gradient(structure, numbers, like, parameters, x, y, code, settings, gradient)
 
     return loss_and_gradient
@@ -186,35 +91,13 @@ def make_train_step(
     structure, numbers, like, code, settings, rule, groups, group_settings, rule_settings, n_slots
 ) -> Callable:
     """`SampleFunctions.train_step` of a plan."""
-    n_parameters = plan.n_parameters(structure)
-    n_in, n_out = plan.ends(structure)
-    is_row_wise = int(code in ROW_WISE)  # Numba takes an int for a constant, not a bool
-    # moments that fade away become denormal, which are slow
-    flushes = n_slots > 0
-    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
-    wrong_slots = _wrong_length("slots", n_slots, "of them with its optimizer")
-    wrong_x, wrong_y = _wrong_length("x", n_in, "features"), _wrong_target(n_out, code)
 
     @jit()
     def train_step(parameters, slots, step, x, y):
-        if len(parameters) != n_parameters:
-            raise ValueError(wrong_parameters)
-        if len(slots) != n_slots:
-            raise ValueError(wrong_slots)
-        if step < 1:
-            raise ValueError("steps count from 1")
-        if len(x) != n_in:
-            raise ValueError(wrong_x)
-        if not _target_fits(y, n_out, is_row_wise):
-            raise ValueError(wrong_y)
-        state = simd.flush_denormals() if flushes else np.int32(0)
-        loss = intrinsics.train(
+        return intrinsics.train(
             structure, numbers, like, parameters, x, y, code, settings,
-            rule, groups, group_settings, rule_settings, step, slots,
+            rule, groups, group_settings, rule_settings, n_slots, step, slots,
         )  # fmt: skip
-        if flushes:
-            simd.restore_denormals(state)
-        return loss
 
     return train_step
 
@@ -225,10 +108,9 @@ def make_checked_train_step(
 ) -> Callable:
     """A `train_step` for calls from Python, which looks at each number and says whether all was fine.
 
-    Features must be finite, target values in [low, high]. Lengths are the caller's to check.
+    Features must be finite, target values in [low, high].
     """
     is_row_wise, n_out = code in ROW_WISE, plan.ends(structure)[1]
-    flushes = n_slots > 0
     largest = np.finfo(like.dtype).max
 
     @jit()
@@ -243,13 +125,10 @@ def make_checked_train_step(
                 is_fine &= low <= y[j] <= high
         if not is_fine:
             return False, np.nan
-        state = simd.flush_denormals() if flushes else np.int32(0)
         loss = intrinsics.train(
             structure, numbers, like, parameters, x, y, code, settings,
-            rule, groups, group_settings, rule_settings, step, slots,
+            rule, groups, group_settings, rule_settings, n_slots, step, slots,
         )  # fmt: skip
-        if flushes:
-            simd.restore_denormals(state)
         return True, loss
 
     return checked_train_step
@@ -275,9 +154,9 @@ class SampleFunctions:
         number where n_out is 1; hinge takes -1 and +1.
     input_gradient : ``input_gradient(parameters, x, output_gradient, out)``
         out (n_in,) = the vector-Jacobian product of output_gradient (n_out,) with `predict`.
-    parameter_gradient : ``parameter_gradient(parameters, x, output_gradient, gradient)``
-        gradient (n_parameters,) = the same product with respect to the parameters: what a policy gradient or an adjoint
-        equation takes.
+    backpropagate : ``backpropagate(parameters, x, output_gradient, gradient, out)``
+        The same, and gradient (n_parameters,) *plus* the product with respect to the parameters: for losses of your own
+        over many steps, policy gradients, adjoint equations.
     jacobian : ``jacobian(parameters, x, out)``
         out (n_out, n_in) = the derivative of each output with respect to each input.
     train_step : ``train_step(parameters, slots, step, x, y) -> loss``
@@ -315,7 +194,7 @@ class SampleFunctions:
         self.n_slots = plan.n_slots(structure, optimizer)
         self.predict = make_predict(structure, numbers, like)
         self.input_gradient = make_input_gradient(structure, numbers, like)
-        self.parameter_gradient = make_parameter_gradient(structure, numbers, like)
+        self.backpropagate = make_backpropagate(structure, numbers, like)
         self.jacobian = make_jacobian(structure, numbers, like)
         learning = trained, numbers, like, plan.loss_code(network, loss), plan.loss_settings(loss, self.n_out)
         self.loss_and_gradient = make_loss_and_gradient(*learning)
@@ -328,7 +207,7 @@ class SampleFunctions:
     def checked_train_step(self, low: float, high: float) -> Callable:
         """`train_step` for calls from Python: gives (whether all numbers are fine, loss), target values in [low, high].
 
-        A sample that is not fine changes nothing. Lengths are the caller's to check.
+        A sample that is not fine changes nothing.
         """
         return make_checked_train_step(*self._learning, low, high)
 

@@ -1,19 +1,30 @@
 """The sample engine's entry points in jitted code: one intrinsic per pass, which writes it for the plan it is given.
 
 Legend: ``structure`` and ``numbers`` are a plan (nbbp/sample/plan.py), ``like`` is a zero of the model's dtype;
-parameters (n_parameters,) and gradient (n_parameters,) are flat; x (n_in,), out and target (n_out,). Arrays of the
-parameters' kind are C-contiguous and of the dtype; x and target may be of any real dtype and strided, and target a
-number. Lengths are the caller's to check. Nothing is written but what a docstring names.
+parameters (n_parameters,) and gradient (n_parameters,) are flat; x (n_in,), target (n_out,) or a label. What each may
+be is in nbbp/sample/arguments.py. Nothing is written but what a docstring names, and nothing before all is checked.
 """
 
 from collections.abc import Sequence
 
 from llvmlite import ir
 from numba import types
-from numba.core.errors import NumbaTypeError
+from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
 from nbbp.cpu import simd
+from nbbp.sample import plan
+from nbbp.sample.arguments import (
+    check_shape,
+    data_of,
+    flat_in,
+    label_in,
+    raise_if,
+    require_flat,
+    require_target,
+    require_vector,
+    vector_in,
+)
 from nbbp.sample.emit import Emitter
 from nbbp.sample.network import ROW_WISE, Network, loss_and_output_gradient
 from nbbp.sample.update import gradient_sink, update_sink
@@ -21,129 +32,34 @@ from nbbp.sample.update import gradient_sink, update_sink
 
 def literals(entries: types.BaseTuple) -> tuple[int | str, ...]:
     """The values of a tuple of literals."""
+    if not all(isinstance(entry, types.Literal) for entry in entries.types):
+        raise RequireLiteralValue("a plan must be constant where it is compiled for")
     return tuple(entry.literal_value for entry in entries.types)
 
 
-def require_flat(name: str, array: types.Type, like: types.Float, mutable: bool = True) -> None:
-    """Refuse what is no flat array of the dtype, while Numba compiles the call."""
-    is_flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C" and array.dtype == like
-    if not is_flat:
-        raise NumbaTypeError(f"{name} must be a C-contiguous one-dimensional array of {like}; got {array}")
-    if mutable and not array.mutable:
-        raise NumbaTypeError(f"{name} is written to, so it must not be read-only; got {array}")
-
-
-def require_vector(name: str, array: types.Type) -> None:
-    """Refuse what is no one-dimensional array of real numbers, while Numba compiles the call."""
-    is_real = isinstance(array, types.Array) and isinstance(array.dtype, (types.Float, types.Integer, types.Boolean))
-    if not is_real or array.ndim != 1:
-        raise NumbaTypeError(f"{name} must be a one-dimensional array of numbers; got {array}")
-
-
-def data_of(context, builder, array: types.Array, value: ir.Value) -> ir.Value:
-    """The address of an array's first element."""
-    return context.make_array(array)(context, builder, value).data
-
-
-def copy_in(buffer, x, n):
-    """buffer[0:n] = x[0:n], converted."""
-    for i in range(n):
-        buffer[i] = x[i]
-
-
-def vector_in(emit: Emitter, kind: types.Type, value: ir.Value, n: int) -> ir.Value:
-    """An array or a number of the caller's, as a buffer of n numbers with zeros behind them."""
-    buffer = emit.buffer(n)
-    if isinstance(kind, types.Array):
-        if kind.layout == "C" and kind.dtype == emit.scalar:
-            source = data_of(emit.context, emit.builder, kind, value)
-            emit.by_register(n, lambda i, active: emit.store(emit.load(source, i, active), buffer, i))
-            return buffer
-        emit.call(copy_in, types.void, [emit.pointer, kind, types.int64], [buffer, value, emit.index(n)])
-    else:
-        emit.builder.store(emit.context.cast(emit.builder, value, kind, emit.scalar), buffer)
-    emit.clear_padding(buffer, n)
-    return buffer
-
-
-def begin(context, builder, signature, arguments: Sequence[ir.Value]) -> tuple[Emitter, Network]:
-    """The emitter and network of an intrinsic whose arguments begin with structure, numbers, like, parameters."""
-    structure, _, like, parameters = signature.args[:4]
-    emit = Emitter(context, builder, like)
-    flat = data_of(context, builder, parameters, arguments[3])
-    return emit, Network(emit, literals(structure), arguments[1], flat)
+def begin(context, builder, signature, arguments: Sequence[ir.Value]) -> tuple[Emitter, Network, ir.Value]:
+    """Emitter, network and input of an intrinsic whose arguments begin with structure, numbers, like, parameters, x."""
+    structure, _, like, parameters, x = signature.args[:5]
+    emit, entries = Emitter(context, builder, like), literals(structure)
+    flat = flat_in(emit, "parameters", parameters, arguments[3], plan.n_parameters(entries), "of them")
+    network = Network(emit, entries, arguments[1], flat)
+    return emit, network, vector_in(emit, "x", x, arguments[4], network.n_in, "features")
 
 
 @intrinsic(prefer_literal=True)
 def forward(typing_context, structure, numbers, like, parameters, x, out):
-    """out = what the last layer gives."""
+    """out (n_out,) = what the last layer gives."""
     require_flat("parameters", parameters, like, mutable=False)
     require_vector("x", x)
-    require_vector("out", out)
     require_flat("out", out, like)
 
     def codegen(context, builder, signature, arguments):
-        emit, network = begin(context, builder, signature, arguments)
-        y = network.forward(vector_in(emit, x, arguments[4], network.n_in), keeps=False)
-        emit.copy(data_of(context, builder, out, arguments[5]), y, network.n_out)
+        emit, network, x = begin(context, builder, signature, arguments)
+        result = flat_in(emit, "out", out, arguments[5], network.n_out, "outputs")
+        emit.copy(result, network.forward(x, keeps=False), network.n_out)
         return context.get_dummy_value()
 
     return types.void(structure, numbers, like, parameters, x, out), codegen
-
-
-@intrinsic(prefer_literal=True)
-def loss_and_gradient(typing_context, structure, numbers, like, parameters, x, target, code, settings, gradient):
-    """gradient = d loss / d parameters; gives the loss. `settings` as in `loss_and_output_gradient`."""
-    require_flat("parameters", parameters, like, mutable=False)
-    require_vector("x", x)
-    require_flat("gradient", gradient, like)
-
-    def codegen(context, builder, signature, arguments):
-        emit, network = begin(context, builder, signature, arguments)
-        loss, d = _loss(emit, network, signature, arguments)
-        network.backward(d, gradient_sink(emit, data_of(context, builder, gradient, arguments[8])), False)
-        return loss
-
-    return types.float64(structure, numbers, like, parameters, x, target, code, settings, gradient), codegen
-
-
-def _loss(emit: Emitter, network: Network, signature, arguments) -> tuple[ir.Value, ir.Value]:
-    """Forward pass and loss of an intrinsic whose arguments go on with x, target, code, settings."""
-    x, target, code, _ = signature.args[4:8]
-    y = network.forward(vector_in(emit, x, arguments[4], network.n_in), keeps=True)
-    is_label = isinstance(target, types.Integer) and code.literal_value in ROW_WISE
-    if is_label:
-        wanted = emit.context.cast(emit.builder, arguments[5], target, types.int64)
-    else:
-        wanted = vector_in(emit, target, arguments[5], network.n_out)
-    return loss_and_output_gradient(emit, code.literal_value, arguments[7], y, network.n_out, wanted, is_label)
-
-
-@intrinsic(prefer_literal=True)
-def train(
-    typing_context, structure, numbers, like, parameters, x, target, code, settings,
-    rule, groups, group_settings, rule_settings, step, slots,
-):  # fmt: skip
-    """parameters, slots = one update; gives the loss before it. A loss that is not finite updates nothing."""
-    require_flat("parameters", parameters, like)
-    require_vector("x", x)
-    require_flat("slots", slots, like)
-
-    def codegen(context, builder, signature, arguments):
-        emit, network = begin(context, builder, signature, arguments)
-        loss, d = _loss(emit, network, signature, arguments)
-        infinity = ir.Constant(ir.DoubleType(), float("inf"))
-        size = simd.call_llvm(builder, "llvm.fabs.f64", ir.DoubleType(), [loss])
-        with builder.if_then(builder.fcmp_ordered("<", size, infinity)):
-            sink = update_sink(
-                network, rule.literal_value, literals(groups), arguments[10], (rule_settings, arguments[11]),
-                arguments[12], data_of(context, builder, slots, arguments[13]),
-            )  # fmt: skip
-            network.backward(d, sink, False)
-        return loss
-
-    kinds = structure, numbers, like, parameters, x, target, code, settings
-    return types.float64(*kinds, rule, groups, group_settings, rule_settings, types.int64, slots), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -155,32 +71,35 @@ def input_gradient(typing_context, structure, numbers, like, parameters, x, outp
     require_flat("out", out, like)
 
     def codegen(context, builder, signature, arguments):
-        emit, network = begin(context, builder, signature, arguments)
-        network.forward(vector_in(emit, x, arguments[4], network.n_in), keeps=True)
-        d_y = vector_in(emit, output_gradient, arguments[5], network.n_out)
-        d_x = network.backward(d_y, None, True)
-        emit.copy(data_of(context, builder, out, arguments[6]), d_x, network.n_in)
+        emit, network, x = begin(context, builder, signature, arguments)
+        d_y = vector_in(emit, "output_gradient", output_gradient, arguments[5], network.n_out, "outputs")
+        result = flat_in(emit, "out", out, arguments[6], network.n_in, "features")
+        network.forward(x, keeps=True)
+        emit.copy(result, network.backward(d_y, None, True), network.n_in)
         return context.get_dummy_value()
 
     return types.void(structure, numbers, like, parameters, x, output_gradient, out), codegen
 
 
 @intrinsic(prefer_literal=True)
-def parameter_gradient(typing_context, structure, numbers, like, parameters, x, output_gradient, gradient):
-    """gradient (n_parameters,) = output_gradient · d(what the last layer gives)/d parameters."""
+def backpropagate(typing_context, structure, numbers, like, parameters, x, output_gradient, gradient, out):
+    """gradient += output_gradient · d(what the last layer gives)/d parameters; out (n_in,) = the same by x."""
     require_flat("parameters", parameters, like, mutable=False)
     require_vector("x", x)
     require_vector("output_gradient", output_gradient)
     require_flat("gradient", gradient, like)
+    require_flat("out", out, like)
 
     def codegen(context, builder, signature, arguments):
-        emit, network = begin(context, builder, signature, arguments)
-        network.forward(vector_in(emit, x, arguments[4], network.n_in), keeps=True)
-        d_y = vector_in(emit, output_gradient, arguments[5], network.n_out)
-        network.backward(d_y, gradient_sink(emit, data_of(context, builder, gradient, arguments[6])), False)
+        emit, network, x = begin(context, builder, signature, arguments)
+        d_y = vector_in(emit, "output_gradient", output_gradient, arguments[5], network.n_out, "outputs")
+        result = flat_in(emit, "gradient", gradient, arguments[6], network.n_parameters, "parameters")
+        d_x = flat_in(emit, "out", out, arguments[7], network.n_in, "features")
+        network.forward(x, keeps=True)
+        emit.copy(d_x, network.backward(d_y, gradient_sink(emit, result, adds=True), True), network.n_in)
         return context.get_dummy_value()
 
-    return types.void(structure, numbers, like, parameters, x, output_gradient, gradient), codegen
+    return types.void(structure, numbers, like, parameters, x, output_gradient, gradient, out), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -188,20 +107,80 @@ def jacobian(typing_context, structure, numbers, like, parameters, x, out):
     """out (n_out, n_in) = d(what the last layer gives)/dx: one backward pass per output."""
     require_flat("parameters", parameters, like, mutable=False)
     require_vector("x", x)
-    if not (isinstance(out, types.Array) and out.ndim == 2 and out.layout == "C" and out.dtype == like):
-        raise NumbaTypeError(f"out must be a C-contiguous two-dimensional array of {like}; got {out}")
+    require_flat("out", out, like, ndim=2)
 
     def codegen(context, builder, signature, arguments):
-        emit, network = begin(context, builder, signature, arguments)
+        emit, network, x = begin(context, builder, signature, arguments)
         n_in, n_out = network.n_in, network.n_out
-        network.forward(vector_in(emit, x, arguments[4], n_in), keeps=True)
-        rows = data_of(context, builder, out, arguments[5])
-        d_y = emit.buffer(n_out)
+        check_shape(emit, "out", out, arguments[5], (n_out, n_in), "derivatives")
+        rows, d_y = data_of(emit, out, arguments[5]), emit.buffer(n_out)
+        network.forward(x, keeps=True)
         with emit.loop(n_out) as j:
             emit.by_register(n_out, lambda i, active: emit.store(emit.zeros(), d_y, i))
             builder.store(emit.number(1.0), emit.at(d_y, j))
-            d_x = network.backward(d_y, None, True)
-            emit.copy(emit.at(rows, emit.times(j, n_in)), d_x, n_in)
+            emit.copy(emit.at(rows, emit.times(j, n_in)), network.backward(d_y, None, True), n_in)
         return context.get_dummy_value()
 
     return types.void(structure, numbers, like, parameters, x, out), codegen
+
+
+def target_in(emit: Emitter, network: Network, signature, arguments) -> tuple[ir.Value, bool]:
+    """The target of an intrinsic whose arguments go on with target, code: a buffer or a label; is it a label."""
+    target, code = signature.args[5:7]
+    if isinstance(target, types.Integer) and code.literal_value in ROW_WISE:
+        return label_in(emit, target, arguments[5], network.n_out), True
+    return vector_in(emit, "y", target, arguments[5], network.n_out, "target values"), False
+
+
+@intrinsic(prefer_literal=True)
+def loss_and_gradient(typing_context, structure, numbers, like, parameters, x, target, code, settings, gradient):
+    """gradient = d loss / d parameters; gives the loss. `settings` as in `loss_and_output_gradient`."""
+    require_flat("parameters", parameters, like, mutable=False)
+    require_vector("x", x)
+    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
+    require_flat("gradient", gradient, like)
+
+    def codegen(context, builder, signature, arguments):
+        emit, network, x = begin(context, builder, signature, arguments)
+        wanted = target_in(emit, network, signature, arguments)
+        result = flat_in(emit, "gradient", gradient, arguments[8], network.n_parameters, "parameters")
+        y = network.forward(x, keeps=True)
+        loss, d = loss_and_output_gradient(emit, code.literal_value, arguments[7], y, network.n_out, *wanted)
+        network.backward(d, gradient_sink(emit, result), False)
+        return loss
+
+    return types.float64(structure, numbers, like, parameters, x, target, code, settings, gradient), codegen
+
+
+@intrinsic(prefer_literal=True)
+def train(
+    typing_context, structure, numbers, like, parameters, x, target, code, settings,
+    rule, groups, group_settings, rule_settings, n_slots, step, slots,
+):  # fmt: skip
+    """parameters, slots (n_slots,) = one update; gives the loss before it. One that is not finite updates nothing."""
+    require_flat("parameters", parameters, like)
+    require_vector("x", x)
+    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
+    require_flat("slots", slots, like)
+
+    def codegen(context, builder, signature, arguments):
+        emit, network, x = begin(context, builder, signature, arguments)
+        wanted = target_in(emit, network, signature, arguments)
+        kept = flat_in(emit, "slots", slots, arguments[14], n_slots.literal_value, "of them with its optimizer")
+        step = arguments[13]
+        raise_if(emit, builder.icmp_signed("<", step, simd.INT64(1)), "steps count from 1")
+        # moments that fade away become denormal, which are slow
+        state = simd.flush_on(builder) if n_slots.literal_value else None
+        y = network.forward(x, keeps=True)
+        loss, d = loss_and_output_gradient(emit, code.literal_value, arguments[7], y, network.n_out, *wanted)
+        size = simd.call_llvm(builder, "llvm.fabs.f64", ir.DoubleType(), [loss])
+        with builder.if_then(builder.fcmp_ordered("<", size, ir.Constant(ir.DoubleType(), float("inf")))):
+            rule_line = rule_settings, arguments[11]
+            sink = update_sink(network, rule.literal_value, literals(groups), arguments[10], rule_line, step, kept)
+            network.backward(d, sink, False)
+        if state is not None:
+            simd.flush_off(builder, state)
+        return loss
+
+    kinds = structure, numbers, like, parameters, x, target, code, settings
+    return types.float64(*kinds, rule, groups, group_settings, rule_settings, n_slots, types.int64, slots), codegen

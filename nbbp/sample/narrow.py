@@ -101,15 +101,14 @@ def _column(emit: Emitter, registers: list, j: int, n_out: int):
     return column
 
 
-def dense_weight_gradient(emit: Emitter, gradient, x, d_y, n_in: int, n_out: int) -> None:
-    """gradient[i, j] = x[i] · d_y[j]; d_y's padding is 0. Writes gradient (n_in, n_out) and nothing behind it."""
+def dense_weight_gradient(emit: Emitter, gradient, x, d_y, n_in: int, n_out: int, adds: bool) -> None:
+    """gradient[i, j] = x[i] · d_y[j], or +=; d_y's padding is 0. Writes gradient (n_in, n_out), nothing behind it."""
     rows, d = _rows(emit, n_out), _tiled(emit, d_y, n_out)
 
     def block(first, n_rows):
         values = emit.load(x, first)
         for start in range(0, n_rows, rows):
-            product = emit.builder.fmul(_spread(emit, values, start, n_out), d)
-            at = emit.times(emit.plus(first, start), n_out)
-            emit.store(product, gradient, at, min(rows, n_rows - start) * n_out)
+            at, n = emit.times(emit.plus(first, start), n_out), min(rows, n_rows - start) * n_out
+            emit.store_product(_spread(emit, values, start, n_out), d, gradient, at, n, adds)
 
     emit.by_register(n_in, block, _MOST_WRITTEN)

@@ -14,7 +14,7 @@ from numba import types
 from nbbp.sample import formulas
 from nbbp.sample.dense import dense_forward, dense_input_gradient
 from nbbp.sample.emit import Emitter
-from nbbp.sample.plan import LINEAR, Stage, stages
+from nbbp.sample.plan import LINEAR, Stage, n_parameters, stages
 from nbbp.scalars.activations import ACTIVATIONS
 from nbbp.scalars.custom import derivative_of
 from nbbp.scalars.losses import LOSSES
@@ -65,6 +65,7 @@ class Network:
         self.emit, self.entries, self.numbers, self.parameters = emit, entries, numbers, parameters
         self.stages = stages(entries)
         self.n_in, self.n_out = self.stages[0].n_in, self.stages[-1].n_out
+        self.n_parameters = n_parameters(entries)
         self.kept: list[Kept] = []
 
     def forward(self, x: ir.Value, keeps: bool) -> ir.Value:

@@ -29,13 +29,13 @@ _STRETCH = 4096
 _N_PENALTIES = SETTINGS_PER_GROUP - 1
 
 
-def gradient_sink(emit: Emitter, gradient: ir.Value) -> Sink:
-    """Write every gradient into the flat array `gradient`."""
+def gradient_sink(emit: Emitter, gradient: ir.Value, adds: bool = False) -> Sink:
+    """Write every gradient into the flat array `gradient`, or add it to what is there."""
 
     def sink(stage: Stage, x: ir.Value, d_y: ir.Value) -> None:
-        dense_weight_gradient(emit, emit.at(gradient, stage.weight), x, d_y, stage.n_in, stage.n_out)
+        dense_weight_gradient(emit, emit.at(gradient, stage.weight), x, d_y, stage.n_in, stage.n_out, adds)
         if stage.bias is not None:
-            emit.copy(emit.at(gradient, stage.bias), d_y, stage.n_out)
+            emit.copy(emit.at(gradient, stage.bias), d_y, stage.n_out, adds)
 
     return sink
 
