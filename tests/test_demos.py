@@ -14,6 +14,7 @@ SMALL = {
     "worked_examples": (["--updates", "20", "--epochs", "3"], "central diff."),
     "spiral": (["--epochs", "5"], "epoch    5: loss"),
     "vanishing_gradients": (["--layers", "4"], "Xavier (Glorot)"),
+    "inside_njit": (["--generations", "3"], "per second per core"),
 }
 
 
