@@ -93,34 +93,42 @@ class OnlineStep:
     ----------
     session : Session
         Whose parameters, slots and count of steps the updates go on with.
+    limits : (float, float) or None
+        The least and the largest target value, where the loss takes values.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, limits: tuple[float, float] | None) -> None:
         self.session, self.dtype = session, session.dtype
         self.shape_x, self.shape_y = (session.network.n_in,), (session.network.n_out,)
-        self.takes_labels = session.loss.row_wise
-        limits = _range_of_targets(session.loss, session.dtype) or (self.dtype.type(0), self.dtype.type(0))
+        self.takes_labels = limits is None
         functions = SampleFunctions(session.network, session.loss, session.optimizer, session.dtype)
-        self.limits, self.train_step = limits, functions.checked_train_step
+        self.train_step = functions.checked_train_step(*(limits or (0.0, 0.0)))
 
     @classmethod
     def of(cls, session: Session) -> OnlineStep | None:
         """One for this model, or None where the sample engine has none for it."""
-        optimizer, loss = session.optimizer, session.loss
-        takes_values = loss.row_wise or _range_of_targets(loss, session.dtype) is not None
-        if not takes_values or optimizer.rule == "adafactor" or not SampleFunctions.can_run(session.network):
+        limits = _range_of_targets(session.loss, session.dtype)
+        fits = session.loss.row_wise or limits is not None
+        if not fits or session.optimizer.rule == "adafactor" or not SampleFunctions.can_run(session.network):
             return None
-        return cls(session)
+        return cls(session, limits and (float(limits[0]), float(limits[1])))
 
     def learn(self, x: Any, y: Any) -> float | None:
         """The loss of a sample before the update; None where it must be converted or is not what it should be."""
-        if type(x) is not np.ndarray or x.dtype != self.dtype or x.shape != self.shape_x or not x.flags.carray:
+        if type(x) is not np.ndarray or x.dtype is not self.dtype or x.shape != self.shape_x:
             return None
         if self.takes_labels:
             if type(y) is not int:
                 if type(y) is not np.int64:
                     return None
                 y = int(y)
-        elif type(y) is not np.ndarray or y.dtype != self.dtype or y.shape != self.shape_y or not y.flags.carray:
+        elif type(y) is not np.ndarray or y.dtype is not self.dtype or y.shape != self.shape_y:
             return None
-        return self.session.train_sample(self.train_step, x, y, *self.limits)
+        session = self.session
+        with session.lock:
+            is_fine, loss = self.train_step(session.parameters, session.slot_buffer, session.step + 1, x, y)
+            if not is_fine:
+                return None
+            session.step += 1
+            session.steps_ahead = 0
+        return loss

@@ -40,7 +40,7 @@ def _one_at_a_time(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def alone(self: Session, *arguments: Any, **keywords: Any) -> Any:
-        with self._lock:
+        with self.lock:
             return method(self, *arguments, **keywords)
 
     return alone
@@ -70,6 +70,10 @@ class Session:
         The last parameters with a finite loss, while `fit` runs.
     step : int
         Updates made so far.
+    steps_ahead : int
+        Quick steps for which coefficients are at hand; 0 after any other update.
+    lock : threading.RLock
+        Held while a thread trains.
     """
 
     def __init__(
@@ -94,8 +98,8 @@ class Session:
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         settings = {optimizer.settings(parameter.name) for parameter in network.parameters}
         self.settings = {coefficients_buffer(s): s for s in settings}
-        self._lock = threading.RLock()
-        self._steps_ahead = 0
+        self.lock = threading.RLock()
+        self.steps_ahead = 0
         self._coefficients: tuple[int, int, dict] = (0, -1, {})
         self._quick: QuickStep | None = None
         self._making = threading.Lock()
@@ -166,7 +170,7 @@ class Session:
         self.parameters[:] = self.good_parameters
         for slot in self.slots:
             slot[:] = 0
-        self.step, self._steps_ahead, self._quick = 0, 0, None
+        self.step, self.steps_ahead, self._quick = 0, 0, None
 
     def _attach(self, bound: BoundProgram, chunk: Chunk, n: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Attach a chunk's data and new arrays for its losses and metrics."""
@@ -212,7 +216,7 @@ class Session:
             bound.run(n)
         finally:  # Ctrl-C is heard when the steps are done
             self.step += n_steps
-            self._steps_ahead = 0
+            self.steps_ahead = 0
         return losses, metrics
 
     @_one_at_a_time
@@ -225,26 +229,16 @@ class Session:
         bound.run(n)
         self.step += 1
         # a quick step may share this program, which now weighs and orders its rows as this chunk does
-        self._steps_ahead, self._quick = 0, None
+        self.steps_ahead, self._quick = 0, None
         return self.total(entry.total(losses), n)
 
     def total(self, sum_of_rows: float, n: int) -> float:
         """The loss from the sum of the rows' losses."""
         return sum_of_rows / n if self.loss.reduction == "mean" else sum_of_rows
 
-    @_one_at_a_time
-    def train_sample(self, train_step: Callable, *arguments: Any) -> float | None:
-        """One update by a function of the sample engine; its loss, or None where the data are not fine."""
-        is_fine, loss = train_step(self.parameters, self.slot_buffer, self.step + 1, *arguments)
-        if not is_fine:
-            return None
-        self.step += 1
-        self._steps_ahead = 0
-        return loss
-
     def train_quickly(self, x: Any, y: Any) -> float | None:
         """`train_batch` for arrays that need no conversion; None where they do, or are not what they should be."""
-        with self._lock:  # here and not around: a wrapper costs as much as all the checks
+        with self.lock:  # here and not around: a wrapper costs as much as all the checks
             quick = self._quick
             if (
                 quick is None
@@ -261,15 +255,15 @@ class Session:
                 quick = self._quick = quick_step(self, x, y)
                 if quick is None:
                     return None
-                self._steps_ahead = 0  # its program has no coefficients yet
-            if self._steps_ahead == 0:
-                self._steps_ahead = self._attach_coefficients(quick.bound, 1)
-            self._steps_ahead -= 1  # before, so that Ctrl-C never leaves more steps than there are coefficients
+                self.steps_ahead = 0  # its program has no coefficients yet
+            if self.steps_ahead == 0:
+                self.steps_ahead = self._attach_coefficients(quick.bound, 1)
+            self.steps_ahead -= 1  # before, so that Ctrl-C never leaves more steps than there are coefficients
             is_fine, total = entry.train_now(
                 *quick.arguments, x, y if quick.is_shaped else y.reshape(-1, 1), *quick.more
             )
             if not is_fine:
-                self._steps_ahead += 1
+                self.steps_ahead += 1
                 return None
             self.step += 1
             return total / quick.divisor

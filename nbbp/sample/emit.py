@@ -81,6 +81,11 @@ class Emitter:
         """The address of start[i]."""
         return self.builder.gep(start, [self.index(i)])
 
+    def settle(self, buffer: ir.Value) -> ir.Value:
+        """The same buffer, out of LLVM's sight."""
+        kind = ir.FunctionType(buffer.type, [buffer.type])
+        return self.builder.asm(kind, "", "=r,0,~{memory}", [buffer], side_effect=True)
+
     def _mask(self, n_active: int) -> ir.Constant | None:
         if n_active >= self.lanes:
             return None

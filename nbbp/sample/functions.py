@@ -194,15 +194,18 @@ def make_train_step(
 
 @_kept
 def make_checked_train_step(
-    structure, numbers, like, code, settings, rule, groups, group_settings, rule_settings, n_slots
+    structure, numbers, like, code, settings, rule, groups, group_settings, rule_settings, n_slots, low, high
 ) -> Callable:
-    """A `train_step` for calls from Python: it also looks for what is no number, and says whether all was fine."""
+    """A `train_step` for calls from Python, which looks at each number and says whether all was fine.
+
+    Features must be finite, target values in [low, high]. Lengths are the caller's to check.
+    """
     is_row_wise, n_out = code in ROW_WISE, plan.ends(structure)[1]
     flushes = n_slots > 0
     largest = np.finfo(like.dtype).max
 
     @jit()
-    def checked_train_step(parameters, slots, step, x, y, low, high):
+    def checked_train_step(parameters, slots, step, x, y):
         is_fine = True
         for i in range(len(x)):
             is_fine &= abs(x[i]) <= largest
@@ -286,7 +289,14 @@ class SampleFunctions:
         rule_settings = tuple(map(float, optimizer.rule_settings))
         learning += optimizer.rule, groups, group_settings, rule_settings, self.n_slots
         self.train_step = make_train_step(*learning)
-        self.checked_train_step = make_checked_train_step(*learning)
+        self._learning = learning
+
+    def checked_train_step(self, low: float, high: float) -> Callable:
+        """`train_step` for calls from Python: gives (whether all numbers are fine, loss), target values in [low, high].
+
+        A sample that is not fine changes nothing. Lengths are the caller's to check.
+        """
+        return make_checked_train_step(*self._learning, low, high)
 
     @staticmethod
     def can_run(network: Sequential) -> bool:

@@ -77,7 +77,7 @@ class Network:
                 dense_forward(emit, logits, x, emit.at(self.parameters, stage.weight), bias, stage.n_in, stage.n_out)
             y = self._activation(stage, logits, may_overwrite=logits is not x, keeps=keeps)
             self.kept.append(Kept(x, logits, y))
-            x = y
+            x = emit.settle(y)
         return x
 
     def _activation(self, stage: Stage, x: ir.Value, may_overwrite: bool, keeps: bool) -> ir.Value:

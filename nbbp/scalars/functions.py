@@ -33,6 +33,7 @@ def _float32(*constants: float) -> tuple[np.float32, ...]:
 F32, F64, I32, I64 = np.float32, np.float64, np.int32, np.int64
 
 NAN32, INF32, ZERO32, QUARTER32, HALF32, ONE32, TWO32 = _float32(np.nan, np.inf, 0.0, 0.25, 0.5, 1.0, 2.0)
+MINUS_TWO32 = F32(-2.0)
 NAN64, INF64, ZERO64 = F64(np.nan), F64(np.inf), F64(0.0)
 
 ROUND32 = F32(1.5 * 2.0**23)
@@ -137,16 +138,31 @@ def exp_float64(x):
 
 
 @exactly
-def expm1_float32(x):
-    """Return e**x - 1; see `expm1`."""
-    x = EXPM1_MIN32 if x < EXPM1_MIN32 else x
-    x = EXPM1_MAX32 if x > EXPM1_MAX32 else x
+def _half_expm1_float32(x):
+    """Return (e**x - 1)/2 for EXPM1_MIN <= x <= EXPM1_MAX, and a little beyond."""
     rounded = x * LOG2_E32 + ROUND32
     n = rounded - ROUND32
     y = _expm1_of_remainder_float32((x - n * LN2_HIGH32) - n * LN2_LOW32)
     # 2**(n - 1) rather than 2**n, which is infinite for n = 128 while the result may not be.
     half_power = I32((F32(rounded).view(I32) << 23) + 0x3F000000).view(F32)
-    y = half_power * y + (half_power - HALF32)
+    return half_power * y + (half_power - HALF32)
+
+
+@exactly
+def _half_expm1_float64(x):
+    """Return (e**x - 1)/2 for EXPM1_MIN <= x <= EXPM1_MAX, and a little beyond."""
+    rounded = x * LOG2_E64 + ROUND64
+    n = rounded - ROUND64
+    y = _expm1_of_remainder_float64((x - n * LN2_HIGH64) - n * LN2_LOW64)
+    half_power = I64((F64(rounded).view(I64) << 52) + 0x3FE0000000000000).view(F64)
+    return half_power * y + (half_power - 0.5)
+
+
+@exactly
+def expm1_float32(x):
+    """Return e**x - 1; see `expm1`."""
+    x = EXPM1_MIN32 if x < EXPM1_MIN32 else x
+    y = _half_expm1_float32(EXPM1_MAX32 if x > EXPM1_MAX32 else x)
     return y + y
 
 
@@ -154,12 +170,7 @@ def expm1_float32(x):
 def expm1_float64(x):
     """Return e**x - 1; see `expm1`."""
     x = EXPM1_MIN64 if x < EXPM1_MIN64 else x
-    x = EXPM1_MAX64 if x > EXPM1_MAX64 else x
-    rounded = x * LOG2_E64 + ROUND64
-    n = rounded - ROUND64
-    y = _expm1_of_remainder_float64((x - n * LN2_HIGH64) - n * LN2_LOW64)
-    half_power = I64((F64(rounded).view(I64) << 52) + 0x3FE0000000000000).view(F64)
-    y = half_power * y + (half_power - 0.5)
+    y = _half_expm1_float64(EXPM1_MAX64 if x > EXPM1_MAX64 else x)
     return y + y
 
 
@@ -236,10 +247,9 @@ def tanh_float32(x):
     """Return the hyperbolic tangent of x; see `tanh`."""
     size = abs(x)
     size = TANH_LIMIT32 if size > TANH_LIMIT32 else size
-    e = expm1_float32(-(size + size))
-    # -e/(e + 2), with the rounding errors of the quotient scaled down where e is small
-    half = e * HALF32
-    y = half * (e / (e + TWO32)) - half
+    half = _half_expm1_float32(size * MINUS_TWO32)
+    # with e = 2 half, -e/(e + 2); the rounding errors of the quotient are scaled down where e is small
+    y = half * (half / (half + ONE32)) - half
     return -y if x < ZERO32 else y
 
 
@@ -248,9 +258,8 @@ def tanh_float64(x):
     """Return the hyperbolic tangent of x; see `tanh`."""
     size = abs(x)
     size = TANH_LIMIT64 if size > TANH_LIMIT64 else size
-    e = expm1_float64(-(size + size))
-    half = e * 0.5
-    y = half * (e / (e + 2.0)) - half
+    half = _half_expm1_float64(size * -2.0)
+    y = half * (half / (half + 1.0)) - half
     return -y if x < 0.0 else y
 
 
