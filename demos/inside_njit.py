@@ -218,7 +218,7 @@ def main():
 
     figure = draw(curve, before[1], after[1], fresh, parameters)
     figure.suptitle(
-        f"A policy network inside an @njit simulator, evolved at {per_core / 1e6:.1f} million steps per second and core",
+        f"A policy inside an @njit simulator, evolved at {per_core / 1e6:.1f} million steps per second and core",
         fontsize=14,
         fontweight="bold",
         x=0.012,

@@ -15,6 +15,7 @@ SMALL = {
     "spiral": (["--epochs", "5"], "epoch    5: loss"),
     "vanishing_gradients": (["--layers", "4"], "Xavier (Glorot)"),
     "inside_njit": (["--generations", "3"], "per second per core"),
+    "neural_ode": (["--updates", "30"], "against central differences"),
 }
 
 
