@@ -1,11 +1,13 @@
 """The measurements themselves: their arithmetic, reference and tables, and one small run of the whole."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 
-from profiling import cases, machine, report, train_step
+from profiling import cases, machine, report, sample_engine, train_step
 from profiling.cases import CASES, Case, initial_parameters, reference_losses, training_data
 from profiling.peers import PEERS
 from profiling.peers.worker import PeerError, Worker
@@ -183,3 +185,25 @@ def test_the_whole_script(tmp_path, capsys):
     measured = json.loads((tmp_path / "train_step.json").read_text(encoding="utf-8"))
     assert measured["threads"]["1"]["rows"][CASES[0].name]["nbbp"]["minimum"] > 0
     assert measured["calls"]["nbbp"]["predict_one"] > 0
+
+
+@pytest.mark.slow
+def test_the_script_of_the_sample_engine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sample_engine.py", "--quick", "--output", str(tmp_path)])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sample_engine, "keep_to_cores", lambda n_threads: None)
+    monkeypatch.setattr(sample_engine, "ROWS", dict(list(sample_engine.ROWS.items())[:4]))
+    sample_engine.main()
+    assert "4-16-16-2: forward, backward, Adam" in capsys.readouterr().out
+    measured = json.loads((tmp_path / "sample_engine.json").read_text(encoding="utf-8"))
+    assert all(row["nanoseconds"] > 0 for row in measured["rows"].values())
+    assert measured["compile_seconds"]["cached"] < measured["compile_seconds"]["cold"]
+    assert (tmp_path / "sample_engine.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_function_of_the_sample_engine_is_not_timed(monkeypatch):
+    model = sample_engine.make_model((3, 4, 2), False, "SGD")
+    sample_engine.validate(model)
+    monkeypatch.setattr(sample_engine, "reference", lambda model, x, y: (np.zeros(2), np.zeros(26)))
+    with pytest.raises(AssertionError):
+        sample_engine.validate(model)

@@ -185,6 +185,18 @@ def test_jacobian_and_input_gradient_against_central_differences(sizes):
     np.testing.assert_allclose(product, weight @ jacobian, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameter_gradient_is_that_of_a_loss_with_this_output_gradient(dtype):
+    """The gradient of half the squared error is prediction - target."""
+    model = small_model("silu", MSE(reduction="sum", scale=0.5), dtype, last="sigmoid")
+    functions, (x, y, _, _) = model.as_njit(), one_sample(model)
+    out, (mine, theirs) = np.empty(3, dtype), np.full((2, functions.n_parameters), np.nan, dtype)
+    functions.predict(model.parameter_vector, x, out)
+    functions.parameter_gradient(model.parameter_vector, x, out - y, mine)
+    functions.loss_and_gradient(model.parameter_vector, x, y, theirs)
+    assert_close(mine, theirs, dtype)
+
+
 def test_gradient_against_central_differences():
     model = small_model("mish", Crossentropy(), "float64")
     functions, (x, y, _, _) = model.as_njit(), one_sample(model)

@@ -124,6 +124,22 @@ def test_a_second_call_compiles_nothing(classifier):
     assert len(functions.train_step.signatures) == 1
 
 
+def test_nothing_is_allocated(classifier):
+    functions, (x, y, _, _) = classifier.as_njit(), one_sample(classifier)
+    parameters, slots = classifier.parameter_vector.copy(), np.zeros(functions.n_slots, "float32")
+    functions.train_step(parameters, slots, 1, x, y)
+    functions.loss_and_gradient(parameters, x, y, np.empty_like(parameters))
+
+    @njit
+    def allocates(n):
+        return np.empty(n)
+
+    allocates(3)
+    for function, expected in ((functions.train_step, False), (functions.loss_and_gradient, False), (allocates, True)):
+        (code,) = function.inspect_llvm().values()
+        assert ("NRT_Allocate" in code or "NRT_MemInfo_alloc" in code) == expected
+
+
 def test_a_loss_that_is_not_finite_updates_nothing():
     model = small_model("relu", MSE(), "float32", "adam")
     functions, (x, y, _, _) = model.as_njit(), one_sample(model)
@@ -157,6 +173,8 @@ def test_lengths_are_checked(classifier):
         (functions.predict, (parameters, x, out[1:]), "out has the wrong length; this network takes 3 outputs"),
         (functions.input_gradient, (parameters, x, out[1:], x), "output_gradient has the wrong length"),
         (functions.input_gradient, (parameters, x, out, x[1:]), "out has the wrong length"),
+        (functions.parameter_gradient, (parameters, x, out[1:], gradient), "output_gradient has the wrong length"),
+        (functions.parameter_gradient, (parameters, x, out, gradient[1:]), "gradient has the wrong length"),
         (functions.jacobian, (parameters, x, jacobian.T.copy()), r"out has the wrong shape; .* is \(3, 5\)"),
         (functions.loss_and_gradient, (parameters, x, 1, gradient[1:]), "gradient has the wrong length"),
         (functions.loss_and_gradient, (parameters, x, 3, gradient), "takes a label 0 to 2 or 3 target values"),

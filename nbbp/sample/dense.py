@@ -64,7 +64,7 @@ def _forward_columns(emit: Emitter, y, x, weight, bias, n_in: int, n_out: int, f
 
 def dense_input_gradient(emit: Emitter, d_x, d_y, weight, n_in: int, n_out: int) -> None:
     """d_x[i] = sum_j weight[i, j] · d_y[j]; d_y's padding is 0. Writes d_x with its padding, which becomes 0."""
-    if n_out <= narrow.MOST_COLUMNS:
+    if n_out <= min(narrow.MOST_COLUMNS, emit.lanes):
         narrow.dense_input_gradient(emit, d_x, d_y, weight, n_in, n_out)
         return
 

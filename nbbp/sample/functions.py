@@ -83,6 +83,31 @@ def make_input_gradient(structure, numbers, like) -> Callable:
 
 
 @_kept
+def make_parameter_gradient(structure, numbers, like) -> Callable:
+    """`SampleFunctions.parameter_gradient` of a plan."""
+    n_parameters = plan.n_parameters(structure)
+    n_in, n_out = plan.ends(structure)
+    wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
+    wrong_x = _wrong_length("x", n_in, "features")
+    wrong_output_gradient = _wrong_length("output_gradient", n_out, "outputs")
+    wrong_gradient = _wrong_length("gradient", n_parameters, "parameters")
+
+    @jit()
+    def parameter_gradient(parameters, x, output_gradient, gradient):
+        if len(parameters) != n_parameters:
+            raise ValueError(wrong_parameters)
+        if len(x) != n_in:
+            raise ValueError(wrong_x)
+        if len(output_gradient) != n_out:
+            raise ValueError(wrong_output_gradient)
+        if len(gradient) != n_parameters:
+            raise ValueError(wrong_gradient)
+        intrinsics.parameter_gradient(structure, numbers, like, parameters, x, output_gradient, gradient)
+
+    return parameter_gradient
+
+
+@_kept
 def make_jacobian(structure, numbers, like) -> Callable:
     """`SampleFunctions.jacobian` of a plan."""
     n_parameters = plan.n_parameters(structure)
@@ -248,6 +273,9 @@ class SampleFunctions:
         number where n_out is 1; hinge takes -1 and +1.
     input_gradient : ``input_gradient(parameters, x, output_gradient, out)``
         out (n_in,) = the vector-Jacobian product of output_gradient (n_out,) with `predict`.
+    parameter_gradient : ``parameter_gradient(parameters, x, output_gradient, gradient)``
+        gradient (n_parameters,) = the same product with respect to the parameters: what a policy gradient or an adjoint
+        equation takes.
     jacobian : ``jacobian(parameters, x, out)``
         out (n_out, n_in) = the derivative of each output with respect to each input.
     train_step : ``train_step(parameters, slots, step, x, y) -> loss``
@@ -256,6 +284,11 @@ class SampleFunctions:
         nothing.
     n_parameters, n_slots, n_in, n_out : int
     dtype : np.dtype
+
+    Notes
+    -----
+    A function of yours that Numba caches (``cache=True``) keeps the network that it was compiled with, because Numba
+    does not look into what it calls: after a change of the network, delete its cache or leave it uncached.
 
     Examples
     --------
@@ -282,6 +315,7 @@ class SampleFunctions:
         self.n_slots = plan.n_slots(structure, optimizer)
         self.predict = make_predict(structure, numbers, like)
         self.input_gradient = make_input_gradient(structure, numbers, like)
+        self.parameter_gradient = make_parameter_gradient(structure, numbers, like)
         self.jacobian = make_jacobian(structure, numbers, like)
         learning = trained, numbers, like, plan.loss_code(network, loss), plan.loss_settings(loss, self.n_out)
         self.loss_and_gradient = make_loss_and_gradient(*learning)

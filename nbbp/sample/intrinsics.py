@@ -166,6 +166,24 @@ def input_gradient(typing_context, structure, numbers, like, parameters, x, outp
 
 
 @intrinsic(prefer_literal=True)
+def parameter_gradient(typing_context, structure, numbers, like, parameters, x, output_gradient, gradient):
+    """gradient (n_parameters,) = output_gradient · d(what the last layer gives)/d parameters."""
+    require_flat("parameters", parameters, like, mutable=False)
+    require_vector("x", x)
+    require_vector("output_gradient", output_gradient)
+    require_flat("gradient", gradient, like)
+
+    def codegen(context, builder, signature, arguments):
+        emit, network = begin(context, builder, signature, arguments)
+        network.forward(vector_in(emit, x, arguments[4], network.n_in), keeps=True)
+        d_y = vector_in(emit, output_gradient, arguments[5], network.n_out)
+        network.backward(d_y, gradient_sink(emit, data_of(context, builder, gradient, arguments[6])), False)
+        return context.get_dummy_value()
+
+    return types.void(structure, numbers, like, parameters, x, output_gradient, gradient), codegen
+
+
+@intrinsic(prefer_literal=True)
 def jacobian(typing_context, structure, numbers, like, parameters, x, out):
     """out (n_out, n_in) = d(what the last layer gives)/dx: one backward pass per output."""
     require_flat("parameters", parameters, like, mutable=False)

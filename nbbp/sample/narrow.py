@@ -73,7 +73,7 @@ def dense_forward(emit: Emitter, y, x, weight, bias, n_in: int, n_out: int) -> N
 
 
 def dense_input_gradient(emit: Emitter, d_x, d_y, weight, n_in: int, n_out: int) -> None:
-    """d_x[i] = sum_j weight[i, j] · d_y[j], n_out <= MOST_COLUMNS. Writes d_x with its padding, which becomes 0."""
+    """d_x[i] = sum_j weight[i, j] · d_y[j], n_out <= MOST_COLUMNS, L. Writes d_x with its padding, which becomes 0."""
     d = emit.load(d_y)
 
     def block(first, n_rows):
