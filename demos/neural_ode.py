@@ -31,15 +31,16 @@ SHARES, WEIGHTS = (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)  # of the f
 START, TURN = np.array([2.0, 0.0]), np.array([[-0.1, 1.0], [-1.0, -0.1]])
 
 layers = [nbbp.Dense(32, activation="tanh"), nbbp.Dense(32, activation="tanh"), nbbp.Dense(2)]
-half_squares = nbbp.losses.MSE(reduction="sum", scale=0.5)
-model = nbbp.Model(nbbp.Sequential(layers, n_in=2), loss=half_squares, dtype="float64", seed=0)
+model = nbbp.Model(nbbp.Sequential(layers, n_in=2), loss="mse", dtype="float64", seed=0)
 functions = model.as_njit()
-velocity, velocity_adjoint, loss_and_gradient = functions.predict, functions.input_gradient, functions.loss_and_gradient
+velocity = functions.predict
+# For a derivative g of anything by the velocity, these give its derivatives by x and by the parameters.
+through_x, through_parameters = functions.input_gradient, functions.parameter_gradient
 
 
 @njit
 def step_forward(parameters, x, stages, slopes):
-    """Move x (2,) on by a step; stages and slopes (4, 2) keep where the network was asked, and its answers."""
+    """Move x (2,) on by a step; stages (4, 2) take where the network was asked, slopes (4, 2) its answers."""
     for s in range(4):
         for i in range(2):
             stages[s, i] = x[i] + SHARES[s] * STEP * slopes[s - 1, i]
@@ -50,22 +51,19 @@ def step_forward(parameters, x, stages, slopes):
 
 
 @njit
-def step_backward(parameters, adjoint, stages, slopes, scratch, part, gradient):
+def step_backward(parameters, adjoint, stages, scratch, part, gradient):
     """Turn the loss's derivative by x after a step into that before it; the parameters' share is added to gradient."""
-    slope_adjoint, stage_adjoint, target = scratch[0], scratch[1], scratch[2]
+    slope_adjoint, stage_adjoint = scratch[0], scratch[1]
     after = adjoint[0], adjoint[1]
     for s in range(3, -1, -1):
         for i in range(2):
             slope_adjoint[i] = WEIGHTS[s] * STEP * after[i]
             if s < 3:
                 slope_adjoint[i] += SHARES[s + 1] * STEP * stage_adjoint[i]
-            # The gradient of sum(answer - target)² / 2 goes backward from answer - target. With this target that is
-            # slope_adjoint: so a loss gives the parameters' gradient for any adjoint.
-            target[i] = slopes[s, i] - slope_adjoint[i]
-        loss_and_gradient(parameters, stages[s], target, part)
+        through_parameters(parameters, stages[s], slope_adjoint, part)
         for p in range(len(gradient)):
             gradient[p] += part[p]
-        velocity_adjoint(parameters, stages[s], slope_adjoint, stage_adjoint)
+        through_x(parameters, stages[s], slope_adjoint, stage_adjoint)
         for i in range(2):
             adjoint[i] += stage_adjoint[i]
 
@@ -73,15 +71,15 @@ def step_backward(parameters, adjoint, stages, slopes, scratch, part, gradient):
 @njit
 def loss_of_windows(parameters, observed, starts, gradient):
     """Mean squared distance over some windows of the observations, and its gradient by the parameters."""
-    tape = np.zeros((2, N_STEPS, 4, 2))  # where the network is asked on the way, and what it answers
-    part, scratch, x, adjoint = np.empty_like(gradient), np.empty((3, 2)), np.empty(2), np.empty(2)
+    stages, slopes = np.empty((N_STEPS, 4, 2)), np.zeros((4, 2))  # the stages are what the way back needs
+    part, scratch, x, adjoint = np.empty_like(gradient), np.empty((2, 2)), np.empty(2), np.empty(2)
     misses = np.empty((WINDOW, 2))
     gradient[:] = 0.0
     loss, scale = 0.0, 1.0 / (len(starts) * WINDOW)
     for start in starts:
         x[:] = observed[start]
         for k in range(N_STEPS):
-            step_forward(parameters, x, tape[0, k], tape[1, k])
+            step_forward(parameters, x, stages[k], slopes)
             if (k + 1) % PER_INTERVAL == 0:
                 row = k // PER_INTERVAL
                 misses[row] = x - observed[start + row + 1]
@@ -90,7 +88,7 @@ def loss_of_windows(parameters, observed, starts, gradient):
         for k in range(N_STEPS - 1, -1, -1):
             if (k + 1) % PER_INTERVAL == 0:
                 adjoint += 2.0 * scale * misses[k // PER_INTERVAL]
-            step_backward(parameters, adjoint, tape[0, k], tape[1, k], scratch, part, gradient)
+            step_backward(parameters, adjoint, stages[k], scratch, part, gradient)
     return loss
 
 
@@ -112,10 +110,10 @@ def train(parameters, moments, observed, random, first, last, n_updates, losses)
 @njit
 def integrate(parameters, start):
     """Positions (N_OBSERVED * PER_INTERVAL, 2), one for each step, the start being the first."""
-    path, x, tape = np.empty((N_OBSERVED * PER_INTERVAL, 2)), start.copy(), np.zeros((2, 4, 2))
+    path, x, scratch = np.empty((N_OBSERVED * PER_INTERVAL, 2)), start.copy(), np.zeros((2, 4, 2))
     for row in range(len(path)):
         path[row] = x
-        step_forward(parameters, x, tape[0], tape[1])
+        step_forward(parameters, x, scratch[0], scratch[1])
     return path
 
 
