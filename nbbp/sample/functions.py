@@ -1,7 +1,8 @@
 """Functions of one network: factories that make them, and the object that holds them.
 
 A factory closes over numbers, strings and tuples of them and over nothing else, which is what Numba's cache on disk
-goes by: the next process that asks for the same network finds its machine code there.
+goes by: the next process that asks for the same network finds its machine code there. The short passes are inlined into
+the caller's loop, which saves handing over arrays; the long ones are called, so that a caller does not grow by them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def make_predict(structure, numbers, like) -> Callable:
     wrong_parameters = _wrong_length("parameters", n_parameters, "of them")
     wrong_x, wrong_out = _wrong_length("x", n_in, "features"), _wrong_length("out", n_out, "outputs")
 
-    @jit()
+    @jit(forceinline=True)
     def predict(parameters, x, out):
         if len(parameters) != n_parameters:
             raise ValueError(wrong_parameters)
@@ -67,7 +68,7 @@ def make_input_gradient(structure, numbers, like) -> Callable:
     wrong_x, wrong_out = _wrong_length("x", n_in, "features"), _wrong_length("out", n_in, "features")
     wrong_gradient = _wrong_length("output_gradient", n_out, "outputs")
 
-    @jit()
+    @jit(forceinline=True)
     def input_gradient(parameters, x, output_gradient, out):
         if len(parameters) != n_parameters:
             raise ValueError(wrong_parameters)
