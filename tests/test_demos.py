@@ -16,6 +16,7 @@ SMALL = {
     "vanishing_gradients": (["--layers", "4"], "Xavier (Glorot)"),
     "inside_njit": (["--generations", "3"], "per second per core"),
     "neural_ode": (["--updates", "30"], "against central differences"),
+    "online": (["--samples", "1500"], "partial_fit from Python"),
 }
 
 
