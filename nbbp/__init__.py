@@ -5,7 +5,9 @@ read.
 from nbbp import autodiff, datasets, initializers, losses, metrics, optimizers
 from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
+from nbbp.custom_layer import Custom
 from nbbp.divergence import TrainingDiverged
+from nbbp.formulas import activation, loss
 from nbbp.gradcheck import GradientCheck
 from nbbp.history import History
 from nbbp.layers import Activation, Dense
@@ -37,6 +39,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Custom",
     "Dense",
     "GradientCheck",
     "History",
@@ -48,10 +51,12 @@ __all__ = [
     "Sequential",
     "TrainingDiverged",
     "Value",
+    "activation",
     "autodiff",
     "datasets",
     "get_num_threads",
     "initializers",
+    "loss",
     "losses",
     "metrics",
     "optimizers",

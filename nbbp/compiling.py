@@ -40,13 +40,14 @@ def jit(**options: Any) -> Callable:
     return decorate
 
 
-def cfunc(signature, **options: Any) -> Callable:
-    """`numba.cfunc`, a function with an address, under the same rules as `jit`."""
+def cfunc(signature, cached: bool = True, **options: Any) -> Callable:
+    """`numba.cfunc`, a function with an address, under the same rules as `jit`; without a cache if so wished."""
 
     def decorate(function: Callable) -> CFunc:
         settings = {"error_model": "numpy", **options}
         compiled = CFunc(function, normalize_signature(signature), locals={}, options=settings)
-        compiled._cache = _cache_of(function)
+        if cached:
+            compiled._cache = _cache_of(function)
         compiled.compile()
         return compiled
 

@@ -142,6 +142,10 @@ class Activation:
         """Whether an output depends on the whole row (softmax, log_softmax) and not on one number."""
         return self.formula.row_wise
 
+    def width(self, n_in: int) -> int:
+        """Outputs per sample: as many as inputs."""
+        return n_in
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -180,9 +184,10 @@ class Dense:
         if isinstance(activation, str):
             activation = Activation(activation)
         elif not isinstance(activation, Activation):
+            hint = "; make an activation of a function with nbbp.activation(function)" if callable(activation) else ""
             raise TypeError(
                 "activation of Dense must be a name such as 'relu' or an Activation ('linear' is the "
-                f"identity); got {activation!r} ({type(activation).__name__})"
+                f"identity); got {activation!r} ({type(activation).__name__}){hint}"
             )
         if not isinstance(self.use_bias, bool):
             raise TypeError(f"use_bias of Dense must be True or False; got {self.use_bias!r}")
@@ -199,3 +204,11 @@ class Dense:
         if self.use_bias:
             shapes["bias"] = (self.n_out,)
         return shapes
+
+    def width(self, n_in: int) -> int:
+        """Outputs per sample, whatever comes in."""
+        return self.n_out
+
+    def initializer(self, kind: str, shape: tuple[int, ...]) -> Any:
+        """What the weight or the bias starts from."""
+        return getattr(self, f"{kind}_initializer")

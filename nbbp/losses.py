@@ -272,4 +272,5 @@ def get(loss: str | Loss) -> Loss:
     if isinstance(loss, type) and issubclass(loss, Loss):
         name = loss.__name__
         raise TypeError(f"loss must be a name or a loss such as {name}(); got the class {name}")
-    raise TypeError(f"loss must be a name such as 'mse' or a loss; got {loss!r} ({type(loss).__name__})")
+    hint = "; make a loss of a function with nbbp.loss(function)" if callable(loss) else ""
+    raise TypeError(f"loss must be a name such as 'mse' or a loss; got {loss!r} ({type(loss).__name__}){hint}")

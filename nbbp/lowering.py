@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from nbbp import metrics as metric_codes
 from nbbp import tiling
+from nbbp.custom_layer import Custom
 from nbbp.layers import Activation, Dense
 from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
+from nbbp.ops import UserFunction
 from nbbp.optimizers import Optimizer
 from nbbp.program import PADDING, Place, Program, Values
 from nbbp.scalars.updates import UPDATES
@@ -24,7 +26,7 @@ IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
 
 @dataclass(frozen=True)
 class Step:
-    """What backpropagation needs to know of one forward op: a product or an activation."""
+    """What backpropagation needs to know of one forward op: a product, a custom layer or an activation."""
 
     layer: int
     before: Values
@@ -67,7 +69,9 @@ class Lowering:
         last = len(self.network.layers) - 1
         for index, layer in enumerate(self.network.layers):
             activation = layer if isinstance(layer, Activation) else layer.activation
-            if isinstance(layer, Dense):
+            if isinstance(layer, Custom):
+                x = self.custom(index, layer, x)
+            elif isinstance(layer, Dense):
                 x = self.dense(index, layer, x)
             if index == last and skip_last_activation:
                 break
@@ -93,6 +97,28 @@ class Lowering:
         )  # fmt: skip
         self.steps.append(Step(index, x, out))
         return out
+
+    def custom(self, index: int, layer: Custom, x: Values) -> Values:
+        program = self.program
+        out = program.matrix(f"layer {index}", layer.width(x.width), with_one=True)
+        program.add(
+            "custom_forward", UserFunction(layer.forward, f"the forward function of {self.label(index)}"),
+            x=Place(x.buffer), x_stride=x.stride, y=Place(out.buffer), y_stride=out.stride,
+            n_in=x.width, n_out=out.width, **self.parameters(index),
+        )  # fmt: skip
+        self.steps.append(Step(index, x, out))
+        return out
+
+    def label(self, index: int) -> str:
+        """What messages call a layer."""
+        name = self.network.layers[index].name
+        return f"layer {index}" + (f" ({name!r})" if name else "")
+
+    def parameters(self, index: int) -> dict[str, int | Place]:
+        """Columns of a custom layer's parameters."""
+        own = [parameter for parameter in self.network.parameters if parameter.layer_index == index]
+        start = own[0].offset if own else 0
+        return {"parameters": Place("parameters", start), "n_parameters": sum(parameter.size for parameter in own)}
 
     def activation(self, index: int, activation: Activation, x: Values, in_place: bool) -> Values:
         """In place where the derivative is written in the output, and nobody else reads what came in."""
@@ -168,29 +194,53 @@ class Lowering:
 
     # backward --------------------------------------------------------------------------------------------------------
 
-    def backward(self, d_x: Values) -> dict[int, tuple[Values, Values]]:
-        """Output gradients from the last layer to the first dense one; per dense layer its input and output
-        gradient.
+    def backward(self, d_x: Values, slot_rows: int) -> dict[int, tuple[Values, Values]]:
+        """Output gradients from the last layer to the first with parameters; per dense layer its input and output
+        gradient. Gradients of custom layers' parameters too, one for every `slot_rows` rows.
         """
-        program, operands = self.program, {}
-        first_dense = min(step.layer for step in self.steps if step.activation is None)
+        operands = {}
+        first = min(parameter.layer_index for parameter in self.network.parameters)
         for step in reversed(self.steps):
-            if step.activation is not None and step.layer >= first_dense:
+            if step.layer < first:
+                break
+            if step.activation is not None:
                 self.activation_backward(step, d_x)
-            elif step.activation is None:
+            elif isinstance(self.network.layers[step.layer], Custom):
+                d_x = self.custom_backward(step, d_x, slot_rows)
+            else:
                 operands[step.layer] = (step.before, d_x)
-                if step.layer > first_dense:
-                    layer = self.network.layers[step.layer]
-                    d_before = program.matrix(f"d layer {step.layer}", step.before.width)
-                    program.add(
-                        "product", x=Place(d_x.buffer), x_stride=d_x.stride,
-                        w=Place("parameters", self.offsets[f"{step.layer}.weight"]), w_stride=layer.n_out,
-                        y=Place(d_before.buffer), y_stride=d_before.stride, n_in=layer.n_out,
-                        n_out=step.before.width, layout=TRANSPOSED, settings=program.setting(-math.inf),
-                    )  # fmt: skip
-                    program.scratch = max(program.scratch, tiling.packed_panel(layer.n_out))
-                    d_x = d_before
+                if step.layer > first:
+                    d_x = self.input_gradient(step, d_x)
         return operands
+
+    def input_gradient(self, step: Step, d_x: Values) -> Values:
+        """Op for the gradient of what came into a dense layer."""
+        program, layer = self.program, self.network.layers[step.layer]
+        d_before = program.matrix(f"d layer {step.layer}", step.before.width)
+        program.add(
+            "product", x=Place(d_x.buffer), x_stride=d_x.stride,
+            w=Place("parameters", self.offsets[f"{step.layer}.weight"]), w_stride=layer.n_out,
+            y=Place(d_before.buffer), y_stride=d_before.stride, n_in=layer.n_out,
+            n_out=step.before.width, layout=TRANSPOSED, settings=program.setting(-math.inf),
+        )  # fmt: skip
+        program.scratch = max(program.scratch, tiling.packed_panel(layer.n_out))
+        return d_before
+
+    def custom_backward(self, step: Step, d_y: Values, slot_rows: int) -> Values:
+        """Op for the gradients of what came into a custom layer and of its parameters."""
+        program, layer = self.program, self.network.layers[step.layer]
+        d_before = program.matrix(f"d layer {step.layer}", step.before.width)
+        parameters = self.parameters(step.layer)
+        gradient = Place("gradient", parameters["parameters"].offset) if parameters["n_parameters"] else 0
+        program.add(
+            "custom_backward", UserFunction(layer.backward, f"the backward function of {self.label(step.layer)}"),
+            x=Place(step.before.buffer), x_stride=step.before.stride, kept=Place(step.after.buffer),
+            kept_stride=step.after.stride, d_y=Place(d_y.buffer), d_y_stride=d_y.stride, y=Place(d_before.buffer),
+            y_stride=d_before.stride, n_in=d_before.width, n_out=d_y.width, gradient=gradient,
+            slot_rows=slot_rows, slot_stride=padded(self.network.n_parameters), **parameters,
+        )  # fmt: skip
+        program.scratch = max(program.scratch, parameters["n_parameters"])
+        return d_before
 
     def activation_backward(self, step: Step, d_x: Values) -> None:
         formula = step.activation.formula

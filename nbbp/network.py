@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from nbbp.custom_layer import Custom
 from nbbp.layers import Activation, Dense, positive_integer
 
 __all__ = ["Parameter", "Sequential"]
@@ -74,14 +75,14 @@ class Sequential:
 
     Parameters
     ----------
-    layers : iterable of Dense and Activation
-        At least one; kept as a tuple.
+    layers : iterable of Dense, Activation and Custom
+        At least one with parameters; kept as a tuple.
     n_in : int, optional
         Features per sample. Without it the network has no sizes yet: `build` gives one that has.
 
     Attributes
     ----------
-    layers : tuple of Dense and Activation
+    layers : tuple of Dense, Activation and Custom
     n_in : int or None
 
     Raises
@@ -100,7 +101,7 @@ class Sequential:
     101770
     """
 
-    layers: tuple[Dense | Activation, ...]
+    layers: tuple[Dense | Activation | Custom, ...]
     n_in: int | None = None
 
     def __post_init__(self) -> None:
@@ -129,7 +130,34 @@ class Sequential:
     @property
     def n_out(self) -> int:
         """Outputs per sample."""
-        return next(layer.n_out for layer in reversed(self.layers) if isinstance(layer, Dense))
+        for layer in reversed(self.layers):
+            if not isinstance(layer, Activation) and layer.n_out is not None:
+                return layer.n_out
+        return self._known_n_in
+
+    @property
+    def _known_n_in(self) -> int:
+        if self.n_in is None:
+            raise ValueError(
+                "this network has no parameters yet, because the features per sample are not known: "
+                "give n_in to Sequential, or call build(n_in)"
+            )
+        return self.n_in
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Outputs per sample of every layer.
+
+        Raises
+        ------
+        ValueError
+            If `n_in` is not known yet.
+        """
+        widths, n_in = [], self._known_n_in
+        for layer in self.layers:
+            n_in = layer.width(n_in)
+            widths.append(n_in)
+        return tuple(widths)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -140,22 +168,18 @@ class Sequential:
         ValueError
             If `n_in` is not known yet.
         """
-        if self.n_in is None:
-            raise ValueError(
-                "this network has no parameters yet, because the features per sample are not known: "
-                "give n_in to Sequential, or call build(n_in)"
-            )
         parameters = []
-        n_in, offset = self.n_in, 0
-        for index, layer in enumerate(self.layers):
+        offset = 0
+        for index, (layer, n_in) in enumerate(zip(self.layers, (self._known_n_in, *self.widths), strict=False)):
             if isinstance(layer, Activation):
                 continue
             for place, (kind, shape) in enumerate(layer.parameter_shapes(n_in).items()):
-                initializer = getattr(layer, f"{kind}_initializer")
+                initializer = layer.initializer(kind, shape)
                 stream = index * STREAMS_PER_LAYER + place
                 parameters.append(Parameter(f"{index}.{kind}", shape, offset, initializer, index, stream))
                 offset = parameters[-1].stop
-            n_in = layer.n_out
+        if not parameters:
+            raise ValueError("this network has no parameters: there is nothing to train")
         return tuple(parameters)
 
     @property
@@ -215,8 +239,8 @@ class Sequential:
                 count = sum(map(math.prod, layer.parameter_shapes(n_in).values()))
                 total += count
                 counts = (f"{count:,}", f"{count * dtype.itemsize:,}")
-            rows.append((label, str(layer.activation), f"(batch, {layer.n_out})", *counts))
-            n_in = layer.n_out
+            n_in = layer.n_out if n_in is None else layer.width(n_in)
+            rows.append((label, str(layer.activation), f"(batch, {'?' if n_in is None else n_in})", *counts))
         totals = ("?", "?") if self.n_in is None else (f"{total:,}", f"{total * dtype.itemsize:,}")
         rows.append(("Total", "", "", *totals))
 
@@ -234,7 +258,7 @@ class Sequential:
         return "\n".join([f"Sequential, n_in = {n_in}", rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def _checked_layers(layers: Any) -> tuple[Dense | Activation, ...]:
+def _checked_layers(layers: Any) -> tuple[Dense | Activation | Custom, ...]:
     """`layers` as a tuple, or an error that says which element is none and what it should have been."""
     expected = "Sequential takes a list of layers, such as [Dense(16, activation='relu'), Dense(2)]"
     if isinstance(layers, (str, bytes, Mapping)) or not isinstance(layers, Iterable):
@@ -244,7 +268,7 @@ def _checked_layers(layers: Any) -> tuple[Dense | Activation, ...]:
         raise ValueError(f"{expected}; got no layers")
     seen: dict[str, int] = {}
     for index, layer in enumerate(layers):
-        if not isinstance(layer, (Dense, Activation)):
+        if not isinstance(layer, (Dense, Activation, Custom)):
             hint = ""
             if isinstance(layer, str):
                 hint = f"; did you mean Activation({layer!r}), or Dense(n_out, activation={layer!r})?"
@@ -253,9 +277,9 @@ def _checked_layers(layers: Any) -> tuple[Dense | Activation, ...]:
             elif isinstance(layer, int) and not isinstance(layer, bool):
                 hint = f"; did you mean Dense({layer})?"
             raise TypeError(f"{expected}; element {index} is {layer!r} ({type(layer).__name__}){hint}")
-        if isinstance(layer, Dense) and layer.name is not None and seen.setdefault(layer.name, index) != index:
+        if not isinstance(layer, Activation) and layer.name is not None and seen.setdefault(layer.name, index) != index:
             raise ValueError(f"layers {seen[layer.name]} and {index} are both named {layer.name!r}")
-    if not any(isinstance(layer, Dense) for layer in layers):
+    if not any(isinstance(layer, Dense) or (isinstance(layer, Custom) and layer.has_parameters) for layer in layers):
         raise ValueError(f"{expected}; got activations only, and no Dense")
     return layers
 

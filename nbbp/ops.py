@@ -4,6 +4,9 @@ A row is ``N_COLUMNS`` int64 numbers. Addresses are filled in by an engine when 
 strides and sizes count numbers, not bytes. Columns that a kernel does not name it does not read.
 """
 
+from dataclasses import dataclass, field
+from typing import Any
+
 #: Address of the kernel's machine code (CPU) or its index (CUDA).
 KERNEL = 0
 #: First operand and its row and column strides.
@@ -34,10 +37,29 @@ TILE_LOCAL = 27
 IS_MATRIX = 28
 #: Address of the bias that a product starts from (0: none).
 BIAS = 29
-N_COLUMNS = 32
+#: Custom layer: address and number of its parameters, address of their gradient, its output and the derivative by it.
+PARAMETERS, N_PARAMETERS, GRADIENT = 30, 31, 32
+KEPT, KEPT_STRIDE, D_Y, D_Y_STRIDE = 33, 34, 35, 36
+N_COLUMNS = 40
 
 #: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.
 N_COEFFICIENTS = 11
 
 #: Columns of a tile: ops [first, last), batch rows [start, stop), columns [start, stop) of the op's own split.
 N_TILE_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """The variant of an op that calls a function of the user's own.
+
+    Attributes
+    ----------
+    function : Dispatcher
+        A jitted function.
+    label : str
+        What messages call it.
+    """
+
+    function: Any
+    label: str = field(compare=False)

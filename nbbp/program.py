@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nbbp import ops
+from nbbp.ops import UserFunction
 
 #: Rows are padded to this many numbers: a vector register of any processor.
 PADDING = 16
@@ -44,7 +45,7 @@ class Op:
     """One row: which kernel, of which variant, with which columns."""
 
     kernel: str
-    variant: int = 0
+    variant: int | str | UserFunction = 0
     columns: dict[int, int | Place] = field(default_factory=dict)
 
     def places(self) -> list[Place]:
@@ -113,7 +114,7 @@ class Program:
         self.settings.extend(values)
         return Place("settings", len(self.settings) - len(values))
 
-    def add(self, kernel: str, variant: int = 0, **columns: int | Place) -> int:
+    def add(self, kernel: str, variant: int | str | UserFunction = 0, **columns: int | Place) -> int:
         """Append an op; columns by their names in nbbp/ops.py, in lower case. Gives its row."""
         self.ops.append(Op(kernel, variant, {getattr(ops, k.upper()): v for k, v in columns.items()}))
         return len(self.ops) - 1

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbbp import ops, tiling
+from nbbp.custom_layer import Custom
 from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.lowering import Lowering, adafactor_offsets, padded, takes_logits
@@ -75,14 +76,13 @@ def training_program(
     out = lowering.forward(lowering.gather(), takes_logits(network, loss))
     d_out = lowering.loss(loss, out, target_is_labels, with_gradient=True)
     lowering.metrics(metrics, loss, out, target_is_labels)
-    operands = lowering.backward(d_out)
-    shapes = [(values.width, network.layers[index].n_out) for index, (values, _) in operands.items()]
+    shapes = _shapes(network)
     program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
-    plan = tiling.plan(shapes, batch)
-    n_partials = 1
+    plan = tiling.plan(shapes, batch, by_rows=any(isinstance(layer, Custom) for layer in network.layers))
+    rows = tiling.partial_rows(shapes, batch) if plan == tiling.PARTIAL else batch
+    operands = lowering.backward(d_out, rows)
+    n_partials = -(-batch // rows)
     if plan == tiling.PARTIAL:
-        rows = tiling.partial_rows(shapes, batch)
-        n_partials = -(-batch // rows)
         phases = _partial_phases(lowering, operands, optimizer, keeps_good, rows)
     elif plan == tiling.ALONE:
         for index, (x, d) in operands.items():
@@ -97,6 +97,12 @@ def training_program(
     if any(place.buffer == "gradient" for op in program.ops for place in op.places()):
         program.buffers["gradient"] = n_partials * padded(network.n_parameters)
     return _with_tiles(program, phases)
+
+
+def _shapes(network: Sequential) -> list[tuple[int, int]]:
+    """(n_in, n_out) of the layers that work: the dense ones, and custom ones as if they were."""
+    sizes = zip((network.n_in, *network.widths), network.widths, strict=False)
+    return [shape for layer, shape in zip(network.layers, sizes, strict=True) if not isinstance(layer, Activation)]
 
 
 def _update_everything(lowering: Lowering, optimizer: Optimizer | None) -> None:

@@ -109,7 +109,7 @@ class OnlineStep:
         """One for this model, or None where the sample engine has none for it."""
         limits = _range_of_targets(session.loss, session.dtype)
         fits = session.loss.row_wise or limits is not None
-        if not fits or session.optimizer.rule == "adafactor" or not SampleFunctions.can_run(session.network):
+        if not fits or session.optimizer.rule == "adafactor" or SampleFunctions.why_not(session.network) is not None:
             return None
         return cls(session, limits and (float(limits[0]), float(limits[1])))
 

@@ -17,7 +17,7 @@ import numpy as np
 from nbbp import programs
 from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
-from nbbp.layers import Activation, Dense
+from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.lowering import coefficients_buffer, padded
 from nbbp.metrics import Metric
@@ -324,7 +324,7 @@ class Session:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def layer_outputs(self, x: np.ndarray) -> dict[int, np.ndarray]:
-        """What every dense layer gives for one sample x (1, n_in), by the layer's position."""
+        """What every layer that is no activation gives for one sample x (1, n_in), by the layer's position."""
         bound = self._prediction(None)
         out = np.empty((1, self.network.n_out), self.dtype)
         with bound.lock:
@@ -332,9 +332,9 @@ class Session:
                 bound.attach(name, array)
             bound.run(1)
             return {
-                index: bound.buffer(f"layer {index}")[: layer.n_out].copy()
+                index: bound.buffer(f"layer {index}")[: self.network.widths[index]].copy()
                 for index, layer in enumerate(self.network.layers)
-                if isinstance(layer, Dense)
+                if not isinstance(layer, Activation)
             }
 
     def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:

@@ -49,9 +49,9 @@ def work(shapes: Sequence[tuple[int, int]], batch: int) -> float:
     return 6.0 * batch * sum(n_in * n_out for n_in, n_out in shapes)
 
 
-def plan(shapes: Sequence[tuple[int, int]], batch: int) -> str:
-    """Which of the three ways."""
-    if max(n_in * n_out for n_in, n_out in shapes) >= _WIDE_WEIGHTS:
+def plan(shapes: Sequence[tuple[int, int]], batch: int, by_rows: bool = False) -> str:
+    """Which of the three ways; with `by_rows` one that takes rows through all layers, as custom layers need it."""
+    if not by_rows and max(n_in * n_out for n_in, n_out in shapes) >= _WIDE_WEIGHTS:
         return WIDE
     return PARTIAL if batch > partial_rows(shapes, batch) else ALONE
 

@@ -164,7 +164,7 @@ def test_short_last_batch(loss, plan, monkeypatch):
 
     Only smooth losses: the difference of 2e-3 that reaches 1e-7 would cross the kinks of the others.
     """
-    monkeypatch.setattr(tiling, "plan", lambda shapes, batch: plan)
+    monkeypatch.setattr(tiling, "plan", lambda shapes, batch, by_rows=False: plan)
     monkeypatch.setattr(tiling, "_PARTIAL_ROWS", 1)
     monkeypatch.setattr(tiling, "_PARTIAL_WORK", 1)
     layers = [Dense(4, "tanh"), Dense(3)]

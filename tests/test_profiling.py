@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from profiling import cases, machine, report, sample_engine, train_step
+import nbbp
+from nbbp.cpu import engine
+from profiling import cases, custom_formulas, machine, report, sample_engine, train_step
 from profiling.cases import CASES, Case, initial_parameters, reference_losses, training_data
 from profiling.peers import PEERS
 from profiling.peers.worker import PeerError, Worker
@@ -207,3 +209,23 @@ def test_a_wrong_function_of_the_sample_engine_is_not_timed(monkeypatch):
     monkeypatch.setattr(sample_engine, "reference", lambda model, x, y: (np.zeros(2), np.zeros(26)))
     with pytest.raises(AssertionError):
         sample_engine.validate(model)
+
+
+@pytest.mark.slow
+def test_custom_formulas_are_validated_and_timed(capsys, monkeypatch):
+    monkeypatch.setattr(engine, "_n_threads", engine._n_threads)  # set anew in there, and put back
+    results = custom_formulas.main(["--quick"])
+    assert set(results) == {"silu, forward", "silu, backward", "squared error", "training step"}
+    for row in results.values():
+        assert 0 < row["built in"] < 1e5
+        assert row["custom"] / row["built in"] < 2 * custom_formulas.WANTED, "measured 0.9 to 1.0"
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_a_custom_formula_that_computes_something_else_is_not_timed():
+    wrong = nbbp.activation(lambda z: z / (1 + np.exp(-1.01 * z)))
+    with pytest.raises(AssertionError):
+        custom_formulas.activation_run(wrong, "forward")
+    wrong_loss = nbbp.loss(lambda p, t: 1.01 * (p - t) ** 2)
+    with pytest.raises(AssertionError):
+        custom_formulas.loss_run(wrong_loss)

@@ -68,6 +68,18 @@ def test_every_activation_forward_and_backward(activation, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_formulas_of_the_users_own(dtype):
+    ripple = nbbp.activation(lambda z: np.tanh(z) + 0.1 * np.sin(3 * z), name="ripple")
+    cauchy = nbbp.loss(lambda p, t: np.log(1 + (p - t) ** 2), name="cauchy", reduction="sum")
+    model = small_model(ripple, cauchy, dtype, "adam", last=ripple)
+    functions, (x, _, batch_x, _) = model.as_njit(), one_sample(model)
+    out = np.full(functions.n_out, np.nan, dtype)
+    functions.predict(model.parameter_vector, x, out)
+    assert_close(out, model.predict(batch_x)[0], dtype)
+    assert_same_learning(model)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", ALL_LOSSES, ids=label)
 def test_every_loss(loss, reduction, dtype):

@@ -219,6 +219,20 @@ def test_a_network_too_wide_for_the_stack_is_refused():
         model.as_njit()
 
 
+def test_a_custom_layer_is_refused_and_learns_online_by_the_batch_engine():
+    def forward(parameters, x, y):
+        y[:] = x
+
+    def backward(parameters, x, y, d_y, d_x, gradient):
+        d_x[:] = d_y
+
+    model = nbbp.Model(nbbp.Sequential([Dense(3), nbbp.Custom(forward, backward)], n_in=2), "mse")
+    with pytest.raises(ValueError, match="takes dense layers and activations; layer 1 is a Custom"):
+        model.as_njit()
+    losses = [model.partial_fit(np.ones(2, "f4"), np.ones(3, "f4")) for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+
+
 def test_a_model_without_sizes_is_refused():
     with pytest.raises(ValueError, match="this model has no parameters yet"):
         nbbp.Model(nbbp.Sequential([Dense(1)]), "mse").as_njit()

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from numba import types
+from numba.core.errors import NumbaError
 
 from nbbp.compiling import cfunc
+from nbbp.ops import UserFunction
 
 SIGNATURE = types.void(types.CPointer(types.int64), *(types.int64,) * 6)
 
@@ -31,10 +33,11 @@ _MODULES = (
     "update",
     "adafactor",
     "snapshot",
+    "custom",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
-_compiled: dict[tuple[str, str, int], Any] = {}
+_compiled: dict[tuple[str, str, Any], Any] = {}
 #: Held while a kernel is made: of two threads' copies one would be dropped, whose address may be in use.
 _making = threading.RLock()
 
@@ -42,8 +45,9 @@ _making = threading.RLock()
 def kernel(name: str, variants: tuple[int, ...] = (0,), **options) -> Callable:
     """Register a factory `make(zero, variant)` of a kernel function.
 
-    `zero` is a NumPy scalar whose type is the model's dtype; `variant` one of `variants`. The factory closes over these
-    and other plain numbers only: closures over functions would never be found in the cache.
+    `zero` is a NumPy scalar whose type is the model's dtype; `variant` one of `variants`, or the key of a custom
+    formula. The factory closes over these and other plain numbers only: closures over functions would never be found in
+    the cache, so a factory that has one, of an `ops.UserFunction`, is registered with ``cached=False``.
     """
 
     def register(make: Callable) -> Callable:
@@ -59,14 +63,25 @@ def _load() -> None:
         importlib.import_module(f"nbbp.cpu.{module}")
 
 
-def compiled(name: str, dtype: str, variant: int = 0):
-    """The compiled kernel, for this process."""
+def compiled(name: str, dtype: str, variant: Any = 0):
+    """The compiled kernel, for this process.
+
+    Raises
+    ------
+    TypeError
+        If a function of the user's own does not compile.
+    """
     key = name, dtype, variant
     if key not in _compiled:
         with _making:
             _load()
             if key not in _compiled:
-                _compiled[key] = _factories[name][0](np.dtype(dtype).type(0), variant)
+                try:
+                    _compiled[key] = _factories[name][0](np.dtype(dtype).type(0), variant)
+                except NumbaError as error:
+                    if not isinstance(variant, UserFunction):
+                        raise
+                    raise TypeError(f"{variant.label} does not compile for {dtype}:\n{error}") from error
     return _compiled[key]
 
 

@@ -31,6 +31,7 @@ def smoothed(target, smoothing):
 @kernel("loss", ELEMENTWISE, fastmath=FASTMATH)
 def loss(zero, variant):
     """ROW_VALUES[r], and Y = d loss / d X unless Y is 0; X, Y (batch, N_OUT), target (n, N_OUT). Cut by rows."""
+    is_binary = variant == _BINARY
 
     def loss(op, step, row_start, row_stop, column_start, column_stop, scratch):
         settings = simd.pointer(op[ops.SETTINGS], zero)
@@ -54,7 +55,7 @@ def loss(zero, variant):
                 weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
             total = float64(0)
             for j in range(n):
-                wanted = smoothed(target[j], parameter) if variant == _BINARY else target[j]
+                wanted = smoothed(target[j], parameter) if is_binary else target[j]
                 total += float64(loss_value(variant, x[j], wanted, parameter))
             values[first + r] = float64(weight) * total * per_row
             if op[ops.Y] != 0:
@@ -63,7 +64,7 @@ def loss(zero, variant):
                 if is_mean:
                     factor /= type(zero)(n * batch)
                 for j in range(n):
-                    wanted = smoothed(target[j], parameter) if variant == _BINARY else target[j]
+                    wanted = smoothed(target[j], parameter) if is_binary else target[j]
                     y[j] = factor * loss_derivative(variant, x[j], wanted, parameter)
 
     return loss

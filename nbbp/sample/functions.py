@@ -18,6 +18,7 @@ from numba.extending import overload
 
 from nbbp.compiling import jit
 from nbbp.cpu import simd
+from nbbp.layers import Activation, Dense
 from nbbp.losses import Loss
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
@@ -303,12 +304,10 @@ class SampleFunctions:
     """
 
     def __init__(self, network: Sequential, loss: Loss, optimizer: Optimizer, dtype: np.dtype) -> None:
+        reason = self.why_not(network)
+        if reason is not None:
+            raise ValueError(f"{reason}: train and predict with the model itself")
         structure, trained = plan.structure(network), plan.structure(network, loss)
-        if not self.can_run(network):
-            raise ValueError(
-                f"as_njit keeps the activations of a sample on the stack, at most {_MOST_ON_STACK:,} numbers; this "
-                f"network has {plan.most_on_stack(structure):,}: train and predict with the model itself"
-            )
         numbers, like = plan.numbers(network), np.dtype(dtype).type(0)
         self.dtype = np.dtype(dtype)
         self.n_in, self.n_out = plan.ends(structure)
@@ -334,9 +333,18 @@ class SampleFunctions:
         return make_checked_train_step(*self._learning, low, high)
 
     @staticmethod
-    def can_run(network: Sequential) -> bool:
-        """Whether a sample's activations are few enough for the stack."""
-        return plan.most_on_stack(plan.structure(network)) <= _MOST_ON_STACK
+    def why_not(network: Sequential) -> str | None:
+        """What the sample engine cannot do of this network; None where it can do it all."""
+        for index, layer in enumerate(network.layers):
+            if not isinstance(layer, (Activation, Dense)):
+                return f"as_njit takes dense layers and activations; layer {index} is a {type(layer).__name__}"
+        on_stack = plan.most_on_stack(plan.structure(network))
+        if on_stack > _MOST_ON_STACK:
+            return (
+                f"as_njit keeps the activations of a sample on the stack, at most {_MOST_ON_STACK:,} numbers; this "
+                f"network has {on_stack:,}"
+            )
+        return None
 
     def __repr__(self) -> str:
         sizes = f"n_in={self.n_in}, n_out={self.n_out}, n_parameters={self.n_parameters}"

@@ -27,9 +27,10 @@ class Formula:
     Attributes
     ----------
     name : str
-        Its public name, and its key in `ACTIVATIONS`.
-    code : int
-        Its position in `ACTIVATIONS`; what `activation_value` and `activation_derivative` take.
+        Its public name, and its key in `ACTIVATIONS` if it is built in.
+    code : int or str
+        Its position in `ACTIVATIONS`, or the key of one that was made at run time; what `activation_value` and
+        `activation_derivative` take.
     value : callable or None
         ``value(x, alpha)``; None for row-wise activations.
     derivative : callable or None
@@ -45,7 +46,7 @@ class Formula:
     """
 
     name: str
-    code: int
+    code: int | str
     value: Callable | None
     derivative: Callable | None
     derivative_of: str = "output"
@@ -291,13 +292,13 @@ ACTIVATIONS: dict[str, Formula] = {name: Formula(name, code, *rest) for code, (n
 """Every activation by name, in the order of their codes."""
 
 
-@by_code([entry.value for entry in ACTIVATIONS.values()])
-def activation_value(code: int, x: float, alpha: float) -> float:
+@by_code([entry.value for entry in ACTIVATIONS.values()], custom=0)
+def activation_value(code: int | str, x: float, alpha: float) -> float:
     """Return the activation's value; see `Formula.value`.
 
     Parameters
     ----------
-    code : int
+    code : int or str
         `Formula.code`; in jitted code a compile-time constant.
     x : float
         The input, float32 or float64.
@@ -306,13 +307,13 @@ def activation_value(code: int, x: float, alpha: float) -> float:
     """
 
 
-@by_code([entry.derivative for entry in ACTIVATIONS.values()])
-def activation_derivative(code: int, s: float, alpha: float) -> float:
+@by_code([entry.derivative for entry in ACTIVATIONS.values()], custom=1)
+def activation_derivative(code: int | str, s: float, alpha: float) -> float:
     """Return the activation's derivative with respect to its input; see `Formula.derivative`.
 
     Parameters
     ----------
-    code : int
+    code : int or str
         `Formula.code`; in jitted code a compile-time constant.
     s : float
         The activation's output or input, as `Formula.derivative_of` says, float32 or float64.

@@ -4,11 +4,12 @@ A formula is a plain Python function of scalars. It is never compiled on its own
 so that LLVM sees one loop body to vectorise. Two things can choose the formula:
 
 - the dtype of the argument (`by_dtype`): ``exp`` is ``exp_float32`` or ``exp_float64``;
-- an integer that is constant where the caller is compiled (`by_code`): ``activation_value(CODE, x, alpha)``.
+- a code that is constant where the caller is compiled (`by_code`): ``activation_value(CODE, x, alpha)``. It is
+  an integer for what is built in, and for a formula that was made at run time a string, its key in `CUSTOM`.
 
-A kernel made by a factory that closes over such an integer can be cached on disk, because Numba's cache goes
-by the values of closed-over integers; a kernel that closes over a jitted function cannot. The same names
-called from plain Python take NumPy scalars.
+A kernel made by a factory that closes over such a code can be cached on disk, because Numba's cache goes by the
+values of closed-over integers and strings, and a key is a digest of all that makes the formula; a kernel that
+closes over a jitted function cannot. The same names called from plain Python take NumPy scalars.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +20,10 @@ from numba import types
 from numba.core.errors import NumbaTypeError, NumbaValueError, RequireLiteralValue
 from numba.extending import overload, register_jitable
 
-__all__ = ["by_code", "by_dtype", "exactly", "formula"]
+__all__ = ["CUSTOM", "by_code", "by_dtype", "exactly", "formula"]
+
+#: Formulas that were made at run time, by their keys: value and derivative, both marked with `formula`.
+CUSTOM: dict[str, tuple[Callable, Callable]] = {}
 
 # With error_model="numpy" a division by 0 gives inf or NaN; by default it raises, and a raise in a loop stops
 # vectorisation. So does a call, and the float64 polynomials are past LLVM's threshold for inlining.
@@ -85,43 +89,52 @@ def by_dtype(float32: Callable, float64: Callable) -> Callable[[Callable], Calla
     return decorate
 
 
-def by_code(formulas: Sequence[Callable | None]) -> Callable[[Callable], Callable]:
+def by_code(formulas: Sequence[Callable | None], custom: int | None = None) -> Callable[[Callable], Callable]:
     """Decorate an empty function ``stub(code, ...)``: a call goes to ``formulas[code](...)``.
 
     Parameters
     ----------
     formulas : sequence of callable or None
         Plain functions of scalars, by code. None stands for a code that has no formula.
+    custom : {0, 1} or None
+        For a code that is a string: which of the two that it stands for in `CUSTOM`. None: there are no such codes.
 
     Returns
     -------
     callable
         A decorator. In jitted code the decorated name's first argument has to be constant when Numba compiles
-        it: a literal, or an integer that the jitted function closes over or finds in its module. A code
-        without a formula is an error that lists those that have one.
+        it: a literal, or an integer or string that the jitted function closes over or finds in its module. A
+        code without a formula is an error that lists those that have one.
     """
     compilable = tuple(None if function is None else formula(function) for function in formulas)
 
     def decorate(stub: Callable) -> Callable:
-        def explain(code) -> str:
-            codes = [number for number, function in enumerate(compilable) if function is not None]
-            return f"{stub.__name__} has no formula for code {code}; it has formulas for {codes}"
+        def find(code: int | str) -> Callable:
+            if isinstance(code, str) and custom is not None:
+                if code not in CUSTOM:
+                    raise ValueError(
+                        f"{stub.__name__} has no formula {code!r} in this process: make it first, with nbbp.activation "
+                        "or nbbp.loss, or by loading what uses it"
+                    )
+                return CUSTOM[code][custom]
+            if isinstance(code, str) or not 0 <= code < len(compilable) or compilable[code] is None:
+                codes = [number for number, function in enumerate(compilable) if function is not None]
+                raise ValueError(f"{stub.__name__} has no formula for code {code}; it has formulas for {codes}")
+            return compilable[code]
 
         @wraps(stub)
         def generic(code, *arguments):
-            if not 0 <= code < len(compilable) or compilable[code] is None:
-                raise ValueError(explain(code))
             with np.errstate(all="ignore"):
-                return compilable[code](*arguments)
+                return find(code)(*arguments)
 
         @overload(generic, prefer_literal=True, jit_options=_FORMULA)
         def choose(code, *arguments):
-            if not isinstance(code, types.IntegerLiteral):
+            if not isinstance(code, (types.IntegerLiteral, types.StringLiteral)):
                 raise RequireLiteralValue(f"{stub.__name__} needs a constant code to compile for, got {code}")
-            number = code.literal_value
-            if not 0 <= number < len(compilable) or compilable[number] is None:
-                raise NumbaValueError(explain(number))
-            function = compilable[number]
+            try:
+                function = find(code.literal_value)
+            except ValueError as error:
+                raise NumbaValueError(str(error)) from None
 
             def call(code, *arguments):
                 return function(*arguments)

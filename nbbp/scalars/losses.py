@@ -23,9 +23,10 @@ class LossFormula:
     Attributes
     ----------
     name : str
-        Its key in `LOSSES`.
-    code : int
-        Its position in `LOSSES`; what `loss_value` and `loss_derivative` take.
+        Its public name, and its key in `LOSSES` if it is built in.
+    code : int or str
+        Its position in `LOSSES`, or the key of one that was made at run time; what `loss_value` and
+        `loss_derivative` take.
     value : callable or None
         ``value(p, t, parameter)``; None for row-wise losses.
     derivative : callable or None
@@ -39,7 +40,7 @@ class LossFormula:
     """
 
     name: str
-    code: int
+    code: int | str
     value: Callable | None
     derivative: Callable | None
     parameter: str | None = None
@@ -159,13 +160,13 @@ LOSSES: dict[str, LossFormula] = {name: LossFormula(name, code, *rest) for code,
 """Every loss by name, in the order of their codes."""
 
 
-@by_code([entry.value for entry in LOSSES.values()])
-def loss_value(code: int, p: float, t: float, parameter: float) -> float:
+@by_code([entry.value for entry in LOSSES.values()], custom=0)
+def loss_value(code: int | str, p: float, t: float, parameter: float) -> float:
     """Return one term of the loss; see `LossFormula.value`.
 
     Parameters
     ----------
-    code : int
+    code : int or str
         `LossFormula.code`; in jitted code a compile-time constant.
     p, t : float
         Output of the network and target, of one dtype.
@@ -174,13 +175,13 @@ def loss_value(code: int, p: float, t: float, parameter: float) -> float:
     """
 
 
-@by_code([entry.derivative for entry in LOSSES.values()])
-def loss_derivative(code: int, p: float, t: float, parameter: float) -> float:
+@by_code([entry.derivative for entry in LOSSES.values()], custom=1)
+def loss_derivative(code: int | str, p: float, t: float, parameter: float) -> float:
     """Return the derivative of one term with respect to p; see `LossFormula.derivative`.
 
     Parameters
     ----------
-    code : int
+    code : int or str
         `LossFormula.code`; in jitted code a compile-time constant.
     p, t : float
         Output of the network and target, of one dtype.
