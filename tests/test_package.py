@@ -26,6 +26,9 @@ DESCRIPTIONS = (
     "nbbp.initializers",
     "nbbp.metrics",
     "nbbp.network",
+    "nbbp.custom_layer",
+    "nbbp.formula_data",
+    "nbbp.formulas",
 )
 ENGINES = ("nbbp.cpu", "nbbp.cuda")
 # Graphs of single numbers know nothing of networks. Descriptions may write a formula out (nbbp.tracing); running
