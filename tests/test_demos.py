@@ -17,6 +17,7 @@ SMALL = {
     "inside_njit": (["--generations", "3"], "per second per core"),
     "neural_ode": (["--updates", "30"], "against central differences"),
     "online": (["--samples", "1500"], "partial_fit from Python"),
+    "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),
 }
 
 
