@@ -14,6 +14,10 @@ SMALL = {
     "worked_examples": (["--updates", "20", "--epochs", "3"], "central diff."),
     "spiral": (["--epochs", "5"], "epoch    5: loss"),
     "vanishing_gradients": (["--layers", "4"], "Xavier (Glorot)"),
+    "inside_njit": (["--generations", "3"], "per second per core"),
+    "neural_ode": (["--updates", "30"], "against central differences"),
+    "online": (["--samples", "1500"], "partial_fit from Python"),
+    "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),
 }
 
 
