@@ -34,8 +34,8 @@ layers = [nbbp.Dense(32, activation="tanh"), nbbp.Dense(32, activation="tanh"), 
 model = nbbp.Model(nbbp.Sequential(layers, n_in=2), loss="mse", dtype="float64", seed=0)
 functions = model.as_njit()
 velocity = functions.predict
-# For a derivative g of anything by the velocity, these give its derivatives by x and by the parameters.
-through_x, through_parameters = functions.input_gradient, functions.parameter_gradient
+# For a derivative g of anything by the velocity, this adds its derivative by the parameters and gives that by x.
+backpropagate = functions.backpropagate
 
 
 @njit
@@ -51,7 +51,7 @@ def step_forward(parameters, x, stages, slopes):
 
 
 @njit
-def step_backward(parameters, adjoint, stages, scratch, part, gradient):
+def step_backward(parameters, adjoint, stages, scratch, gradient):
     """Turn the loss's derivative by x after a step into that before it; the parameters' share is added to gradient."""
     slope_adjoint, stage_adjoint = scratch[0], scratch[1]
     after = adjoint[0], adjoint[1]
@@ -60,10 +60,7 @@ def step_backward(parameters, adjoint, stages, scratch, part, gradient):
             slope_adjoint[i] = WEIGHTS[s] * STEP * after[i]
             if s < 3:
                 slope_adjoint[i] += SHARES[s + 1] * STEP * stage_adjoint[i]
-        through_parameters(parameters, stages[s], slope_adjoint, part)
-        for p in range(len(gradient)):
-            gradient[p] += part[p]
-        through_x(parameters, stages[s], slope_adjoint, stage_adjoint)
+        backpropagate(parameters, stages[s], slope_adjoint, gradient, stage_adjoint)
         for i in range(2):
             adjoint[i] += stage_adjoint[i]
 
@@ -72,7 +69,7 @@ def step_backward(parameters, adjoint, stages, scratch, part, gradient):
 def loss_of_windows(parameters, observed, starts, gradient):
     """Mean squared distance over some windows of the observations, and its gradient by the parameters."""
     stages, slopes = np.empty((N_STEPS, 4, 2)), np.zeros((4, 2))  # the stages are what the way back needs
-    part, scratch, x, adjoint = np.empty_like(gradient), np.empty((2, 2)), np.empty(2), np.empty(2)
+    scratch, x, adjoint = np.empty((2, 2)), np.empty(2), np.empty(2)
     misses = np.empty((WINDOW, 2))
     gradient[:] = 0.0
     loss, scale = 0.0, 1.0 / (len(starts) * WINDOW)
@@ -88,7 +85,7 @@ def loss_of_windows(parameters, observed, starts, gradient):
         for k in range(N_STEPS - 1, -1, -1):
             if (k + 1) % PER_INTERVAL == 0:
                 adjoint += 2.0 * scale * misses[k // PER_INTERVAL]
-            step_backward(parameters, adjoint, stages[k], scratch, part, gradient)
+            step_backward(parameters, adjoint, stages[k], scratch, gradient)
     return loss
 
 
