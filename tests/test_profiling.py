@@ -9,7 +9,7 @@ import pytest
 
 import nbbp
 from nbbp.cpu import engine
-from profiling import cases, custom_formulas, machine, report, sample_engine, train_step
+from profiling import cases, custom_formulas, machine, report, sample_engine, scalar_graph, train_step
 from profiling.cases import CASES, Case, initial_parameters, reference_losses, training_data
 from profiling.peers import PEERS
 from profiling.peers.worker import PeerError, Worker
@@ -229,3 +229,12 @@ def test_a_custom_formula_that_computes_something_else_is_not_timed():
     wrong_loss = nbbp.loss(lambda p, t: 1.01 * (p - t) ** 2)
     with pytest.raises(AssertionError):
         custom_formulas.loss_run(wrong_loss)
+
+
+def test_scalar_graphs_are_validated_and_timed(capsys):
+    results = scalar_graph.main(["--nodes", "20000", "--quick"])
+    assert set(results) == set(scalar_graph.GRAPHS)
+    for row in results.values():
+        assert row["nodes"] >= 200
+        assert min(row["build"], row["forward"], row["backward"]) > 0
+    assert "both ms" in capsys.readouterr().out
