@@ -23,11 +23,13 @@ from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.scalars.activations import ACTIVATIONS
 
-__all__ = ["LARGEST_COUNT", "LARGEST_TEXT", "MOST_LAYERS", "Description", "from_text", "to_text"]
+__all__ = ["LARGEST_COUNT", "LARGEST_TEXT", "MOST_GROUPS", "MOST_LAYERS", "Description", "from_text", "to_text"]
 
-#: Characters of a description, layers of a network, and steps or epochs, at most.
+#: Characters of a description, layers of a network, groups of an optimizer (each is tried on every parameter), and
+#: steps or epochs, at most.
 LARGEST_TEXT = 1 << 22
-MOST_LAYERS = 10_000
+MOST_LAYERS = 4096
+MOST_GROUPS = 256
 LARGEST_COUNT = 1 << 48
 
 #: Layers whose fields are data, by the name of their class.
@@ -278,6 +280,8 @@ def _description(data: Any) -> Description:
         **{key: data[key] for key in ("dtype", "seed", "step", "epoch")},
     )
     check_parts(described.network, described.loss, described.metrics)
-    for parameter in described.network.parameters:
-        described.optimizer.settings(parameter.name)  # its groups hold patterns, which may be none
+    groups = described.optimizer.groups
+    if len(groups) > MOST_GROUPS:
+        raise ValueError(f"the optimizer has {len(groups):,} groups; expected at most {MOST_GROUPS}")
+    described.optimizer.settings(described.network.parameters[0].name)  # tries every pattern, which may be none
     return described
