@@ -26,6 +26,7 @@ from nbbp.optimizers import (
     RAdam,
     RMSprop,
 )
+from nbbp.persistence import load_model
 from nbbp.warming import warmup
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "datasets",
     "get_num_threads",
     "initializers",
+    "load_model",
     "loss",
     "losses",
     "metrics",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -268,6 +269,31 @@ class Model(ModelBase):
         """
         self._built  # noqa: B018 - raises where there are no parameters
         return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the model to a file; what `nbbp.load_model` makes of it predicts and trains on to the same bits.
+
+        The file is in the safetensors format. It holds the parameters, the optimizer's state, steps and epochs so far,
+        and a description of every part as data, formulas of your own included: no pickle, no code. A file of that name
+        is replaced by a whole one or, if anything fails, stays as it was.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+            Such as "digits.safetensors"; nothing is added to it.
+
+        Raises
+        ------
+        TypeError
+            If a part is no data: a `Custom` layer, an initializer, loss, optimizer or metric of your own class.
+        ValueError
+            If the sizes are not known yet, or a parameter holds NaN or infinity.
+        OSError
+            If the file cannot be written.
+        """
+        from nbbp.persistence import save
+
+        save(self, path)
 
     # use --------------------------------------------------------------------------------------------------
 

@@ -83,9 +83,10 @@ class ModelBase:
         self.__dict__.update(state)
         self._name_parameters()
 
-    def _build(self, n_in: int) -> None:
+    def _build(self, n_in: int, parameters: np.ndarray | None = None) -> None:
         self.network = self.network.build(n_in)
-        self._session = Session(self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed)
+        parts = self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
+        self._session = Session(*parts, parameters)
         self._name_parameters()
 
     def _name_parameters(self) -> None:

@@ -55,6 +55,8 @@ class Session:
         With sizes.
     loss, optimizer, metrics, dtype, seed
         As `nbbp.Model`, normalised.
+    parameters : ndarray (n_parameters,), optional
+        To begin with; without them the network's initial ones.
 
     Attributes
     ----------
@@ -84,12 +86,13 @@ class Session:
         metrics: Sequence[Metric],
         dtype: np.dtype,
         seed: int,
+        parameters: np.ndarray | None = None,
     ) -> None:
         self.network, self.loss, self.optimizer, self.metrics = network, loss, optimizer, tuple(metrics)
         self.dtype, self.seed, self.step, self.epoch = dtype, seed, 0, 0
         self.n_out = network.n_out
         self.parameters = aligned(network.n_parameters, dtype)
-        self.parameters[:] = network.initial_parameters(seed, dtype)
+        self.parameters[:] = network.initial_parameters(seed, dtype) if parameters is None else parameters
         lengths = programs.slot_lengths(network, optimizer)
         strides = [padded(n) for n in lengths]
         self.slot_buffer = aligned(sum(strides), dtype)

@@ -24,6 +24,7 @@ DESCRIPTIONS = (
     "nbbp.losses",
     "nbbp.optimizers",
     "nbbp.initializers",
+    "nbbp.description",
     "nbbp.metrics",
     "nbbp.network",
     "nbbp.custom_layer",
@@ -122,7 +123,7 @@ def test_imports_only_go_down(layer):
 def test_importing_loads_nothing_that_is_only_sometimes_needed():
     code = "import sys, nbbp; print(*sorted(sys.modules))"
     loaded = set(subprocess_output(code).split())
-    assert not loaded & {"matplotlib", "pandas", "torch", "jax", "sklearn", "nbbp.cuda", "numba.cuda"}
+    assert not loaded & {"matplotlib", "pandas", "safetensors", "torch", "jax", "sklearn", "nbbp.cuda", "numba.cuda"}
 
 
 @pytest.mark.slow

@@ -1,0 +1,287 @@
+"""Models as plain data, which a file can hold: written out as JSON, and read back with nothing taken on trust.
+
+``{"network": {"n_in": 4, "layers": [{"type": "Dense", "n_out": 3, …}]}, "loss": {"name": "mse", "settings": {…}}, …}``:
+parts are named as in their registries, with all of their fields; activations and losses from formulas are
+``{"formula": …}`` (`nbbp.formulas`). A name leads to a part through a registry and in no other way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nbbp import initializers, losses, metrics, optimizers
+from nbbp.compatibility import check_parts
+from nbbp.formulas import CustomActivation, CustomLoss
+from nbbp.layers import Activation, Dense, unknown_name
+from nbbp.losses import Loss
+from nbbp.metrics import Metric
+from nbbp.network import Sequential
+from nbbp.optimizers import Optimizer
+from nbbp.scalars.activations import ACTIVATIONS
+
+__all__ = ["LARGEST_COUNT", "LARGEST_TEXT", "MOST_GROUPS", "MOST_LAYERS", "Description", "from_text", "to_text"]
+
+#: Characters of a description, layers of a network, groups of an optimizer (each is tried on every parameter), and
+#: steps or epochs, at most.
+LARGEST_TEXT = 1 << 22
+MOST_LAYERS = 4096
+MOST_GROUPS = 256
+LARGEST_COUNT = 1 << 48
+
+#: Layers whose fields are data, by the name of their class.
+_LAYERS: Mapping[str, type] = {"Dense": Dense}
+_INITIALIZERS: Mapping[str, type] = {type(one).__name__: type(one) for one in initializers.BY_NAME.values()}
+#: What unchecked numbers, names and patterns may raise on their way into a part.
+_REFUSALS = (TypeError, ValueError, OverflowError, RecursionError, re.error)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is made of and where its training stands: everything but its arrays.
+
+    Attributes
+    ----------
+    network : Sequential
+        With sizes.
+    loss : Loss
+    optimizer : Optimizer
+    metrics : tuple of Metric
+    dtype : {"float32", "float64"}
+    seed, step, epoch : int
+        Key of the random numbers, updates and epochs so far.
+    """
+
+    network: Sequential
+    loss: Loss
+    optimizer: Optimizer
+    metrics: tuple[Metric, ...]
+    dtype: str
+    seed: int
+    step: int
+    epoch: int
+
+
+_KEYS = tuple(field.name for field in fields(Description))
+
+
+def to_text(description: Description) -> str:
+    """The description as JSON, of ASCII characters.
+
+    Raises
+    ------
+    TypeError
+        If a part is no data: a layer, a function or a class of the user's own.
+    ValueError
+        If it is more than `from_text` takes.
+    """
+    layers = [_layer_to_data(layer, index) for index, layer in enumerate(description.network.layers)]
+    data = {
+        "network": {"n_in": description.network.n_in, "layers": layers},
+        "loss": _loss_to_data(description.loss),
+        "optimizer": _to_data(description.optimizer, optimizers.BY_NAME, "the optimizer"),
+        "metrics": [_to_data(metric, metrics.BY_NAME, "a metric") for metric in description.metrics],
+        **{key: getattr(description, key) for key in ("dtype", "seed", "step", "epoch")},
+    }
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    from_text(text)  # what could not be read back is not written
+    return text
+
+
+def from_text(text: str) -> Description:
+    """The description of what `to_text` gave. Allocates no arrays.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else; the message says what is wrong.
+    """
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"the description has {len(text):,} characters; expected at most {LARGEST_TEXT:,}")
+    try:
+        return _description(_parsed(text))
+    except _REFUSALS as error:
+        raise ValueError(str(error)) from None
+
+
+# to data ----------------------------------------------------------------------------------------------------
+
+
+def _to_data(part: Any, kinds: Mapping[str, type], what: str) -> dict[str, Any]:
+    """A frozen description of one of these kinds: its name there, and its fields."""
+    for name, kind in kinds.items():
+        if type(part) is kind:
+            return {"name": name, "settings": {field.name: getattr(part, field.name) for field in fields(part)}}
+    raise _no_data(what, part, f"expected one of nbbp's own: {', '.join(kinds)}")
+
+
+def _no_data(what: str, part: Any, hint: str) -> TypeError:
+    came = f"{what} is {part!r} ({type(part).__name__})"
+    return TypeError(f"{came}, whose code a file cannot hold; {hint}")
+
+
+def _loss_to_data(loss: Loss) -> dict[str, Any]:
+    if type(loss) is CustomLoss:
+        return {"formula": loss.to_data()}
+    return _to_data(loss, losses.BY_NAME, "the loss")
+
+
+def _activation_to_data(activation: Activation, what: str) -> dict[str, Any]:
+    if type(activation) is CustomActivation:
+        return {"formula": activation.to_data()}
+    if type(activation) is not Activation:
+        raise _no_data(what, activation, "expected a built-in activation or one of nbbp.activation")
+    keyword = activation.formula.parameter
+    return {"name": activation.name, "settings": {keyword: activation.parameter} if keyword else {}}
+
+
+def _layer_to_data(layer: Any, index: int) -> dict[str, Any]:
+    what = f"layer {index}"
+    if isinstance(layer, Activation):
+        return {"type": "Activation", "activation": _activation_to_data(layer, what)}
+    name = type(layer).__name__
+    if type(layer) is not _LAYERS.get(name):
+        hint = f"expected only layers that are data: {', '.join(_LAYERS)}, Activation"
+        raise _no_data(what, layer, f"{hint}. Keep model.parameter_vector, and make the model by its code")
+    data = {"type": name}
+    for field in fields(layer):
+        value, where = getattr(layer, field.name), f"{field.name} of {what}"
+        if field.name == "activation":
+            value = _activation_to_data(value, where)
+        elif field.name.endswith("_initializer"):
+            value = _to_data(value, _INITIALIZERS, where)
+        data[field.name] = value
+    return data
+
+
+# from data --------------------------------------------------------------------------------------------------
+
+
+def _parsed(text: str) -> Any:
+    """JSON, but with no key twice, no number that is not finite and no integer of more than 64 bits."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the description is no JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("the description is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise ValueError(f"the description has a key twice among {sorted({key for key, _ in pairs})}")
+    return data
+
+
+def _not_finite(constant: str) -> None:
+    raise ValueError(f"the description holds {constant}; expected finite numbers")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"the description holds an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+def _check_keys(data: Any, keys: Iterable[str], what: str) -> None:
+    keys = list(keys)
+    if not isinstance(data, dict) or set(data) != set(keys):
+        came = f"one with {', '.join(map(repr, data)) or 'no keys'}" if isinstance(data, dict) else repr(data)
+        raise ValueError(f"{what} must be an object with {', '.join(map(repr, keys)) or 'no keys'}; got {came}")
+
+
+def _check_list(data: Any, most: int, what: str) -> None:
+    if not isinstance(data, list) or len(data) > most:
+        came = f"{len(data):,}" if isinstance(data, list) else repr(data)
+        raise ValueError(f"{what} must be a list of at most {most:,}; got {came}")
+
+
+def _from_data(data: Any, kinds: Mapping[str, type], what: str) -> Any:
+    """What `_to_data` was given."""
+    _check_keys(data, ("name", "settings"), f"the {what}")
+    name, settings = data["name"], data["settings"]
+    if not isinstance(name, str):
+        raise ValueError(f"name of the {what} must be a string; got {name!r}")
+    if name not in kinds:
+        raise unknown_name(what, name, kinds)
+    _check_keys(settings, [field.name for field in fields(kinds[name])], f"settings of the {what} {name!r}")
+    return kinds[name](**settings)
+
+
+def _loss_from_data(data: Any) -> Loss:
+    if isinstance(data, dict) and "formula" in data:
+        _check_keys(data, ("formula",), "the loss")
+        return CustomLoss.from_data(data["formula"])
+    return _from_data(data, losses.BY_NAME, "loss")
+
+
+def _activation_from_data(data: Any, what: str) -> Activation:
+    if isinstance(data, dict) and "formula" in data:
+        _check_keys(data, ("formula",), what)
+        return CustomActivation.from_data(data["formula"])
+    _check_keys(data, ("name", "settings"), what)
+    name, settings = data["name"], data["settings"]
+    if not isinstance(name, str):
+        raise ValueError(f"name of {what} must be a string; got {name!r}")
+    if name not in ACTIVATIONS:
+        raise unknown_name("activation", name, ACTIVATIONS)
+    keyword = ACTIVATIONS[name].parameter
+    _check_keys(settings, (keyword,) if keyword else (), f"settings of {what}")
+    for key, value in settings.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"{key} of {what} must be a number; got {value!r}")
+    return Activation(name, **settings)
+
+
+def _layer_from_data(data: Any, index: int) -> Any:
+    what = f"layer {index}"
+    name = data.get("type") if isinstance(data, dict) else None
+    if name == "Activation":
+        _check_keys(data, ("type", "activation"), what)
+        return _activation_from_data(data["activation"], what)
+    if not isinstance(name, str) or name not in _LAYERS:
+        types = ", ".join(map(repr, (*_LAYERS, "Activation")))
+        raise ValueError(f"{what} must be an object whose 'type' is one of {types}; got {data!r}")
+    kind = _LAYERS[name]
+    _check_keys(data, ("type", *(field.name for field in fields(kind))), what)
+    values = {key: value for key, value in data.items() if key != "type"}
+    for key, value in values.items():
+        where = f"{key} of {what}"
+        if key == "activation":
+            values[key] = _activation_from_data(value, where)
+        elif key.endswith("_initializer"):
+            values[key] = _from_data(value, _INITIALIZERS, f"{key.replace('_', ' ')} of {what}")
+    return kind(**values)
+
+
+def _description(data: Any) -> Description:
+    _check_keys(data, _KEYS, "the description")
+    network = data["network"]
+    _check_keys(network, ("n_in", "layers"), "the network")
+    _check_list(network["layers"], MOST_LAYERS, "the layers")
+    _check_list(data["metrics"], len(metrics.BY_NAME), "the metrics")
+    if data["dtype"] not in ("float32", "float64"):
+        raise ValueError(f"dtype must be 'float32' or 'float64'; got {data['dtype']!r}")
+    for key, stop in (("seed", 1 << 63), ("step", LARGEST_COUNT), ("epoch", LARGEST_COUNT)):
+        if type(data[key]) is not int or not 0 <= data[key] < stop:
+            raise ValueError(f"{key} must be an integer from 0 to {stop - 1}; got {data[key]!r}")
+    if type(network["n_in"]) is not int:
+        raise ValueError(f"n_in of the network must be an integer; got {network['n_in']!r}")
+    layers = [_layer_from_data(layer, index) for index, layer in enumerate(network["layers"])]
+    described = Description(
+        network=Sequential(layers, network["n_in"]),
+        loss=_loss_from_data(data["loss"]),
+        optimizer=_from_data(data["optimizer"], optimizers.BY_NAME, "optimizer"),
+        metrics=tuple(_from_data(metric, metrics.BY_NAME, "metric") for metric in data["metrics"]),
+        **{key: data[key] for key in ("dtype", "seed", "step", "epoch")},
+    )
+    check_parts(described.network, described.loss, described.metrics)
+    groups = described.optimizer.groups
+    if len(groups) > MOST_GROUPS:
+        raise ValueError(f"the optimizer has {len(groups):,} groups; expected at most {MOST_GROUPS}")
+    described.optimizer.settings(described.network.parameters[0].name)  # tries every pattern, which may be none
+    return described

@@ -1,0 +1,219 @@
+"""Models in files: the safetensors format, with the model's description as JSON in its metadata.
+
+What a file holds: every parameter by its name ("0.weight"), the optimizer's slots as the flat arrays that they are
+("optimizer.slot 0"), and three strings: ``nbbp.format``, the version; ``nbbp.model``, the description
+(`nbbp.description`); ``nbbp.sha256``, a digest of it and of the arrays. All of it is data: loading runs no code of a
+file, and allocates nothing before the sizes in it agree with each other and with its length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nbbp import programs
+from nbbp.description import Description, from_text, to_text
+from nbbp.model import Model
+from nbbp.network import Sequential
+
+__all__ = ["FORMAT", "load_model", "save"]
+
+#: Version of the format, which changes with the meaning of anything in a file.
+FORMAT = "1"
+
+_VERSION, _MODEL, _DIGEST = "nbbp.format", "nbbp.model", "nbbp.sha256"
+#: Characters of a message, at most: what came may be anything.
+_LONGEST_MESSAGE = 1000
+_DTYPES = {"float32": "F32", "float64": "F64"}
+
+
+def save(model: Model, path: str | os.PathLike) -> None:
+    """Write a model to a file: see `nbbp.Model.save`, which calls this."""
+    from safetensors.numpy import save as to_bytes
+
+    session = model._built
+    path = os.path.realpath(os.fsdecode(path))  # a link stays one
+    with session.lock:
+        description = Description(
+            model.network, model.loss, model.optimizer, model.metrics, model.dtype.name, model.seed,
+            session.step, session.epoch,
+        )  # fmt: skip
+        text = to_text(description)
+        _check_finite(model.network, session.parameters)
+        tensors = {**model.parameters, **{_slot(k): slot for k, slot in enumerate(session.slots)}}
+        digest = _digest(text, session.parameters, *session.slots)
+        content = to_bytes(tensors, {_VERSION: FORMAT, _MODEL: text, _DIGEST: digest})
+    _replace(path, content)
+
+
+def load_model(path: str | os.PathLike) -> Model:
+    """The model that `nbbp.Model.save` wrote to a file.
+
+    It predicts the same bits, and trains on to the same bits, as the one that was saved. Its activations and losses
+    come from the file too, formulas of your own included; nothing of a file is executed.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+
+    Returns
+    -------
+    Model
+        On the CPU; its history is empty.
+
+    Raises
+    ------
+    ValueError
+        If the file holds anything else: another kind of file, one that is cut short or altered, a description whose
+        parts are unknown or do not fit the arrays. The message says what is wrong, what was expected and what came.
+    OSError
+        If there is no such file, or it cannot be read.
+
+    Examples
+    --------
+    >>> model.save("digits.safetensors")                                        # doctest: +SKIP
+    >>> nbbp.load_model("digits.safetensors").fit(X, y, epochs=10)              # doctest: +SKIP
+    """
+    path = os.fsdecode(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is no file; expected one that Model.save wrote")
+    try:
+        return _loaded(path)
+    except ValueError as error:
+        message = str(error)
+        message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
+        raise ValueError(f"{path} cannot be loaded: {message}") from None
+
+
+def _loaded(path: str) -> Model:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            text, digest = _checked_metadata(file.metadata())
+            description = from_text(text)
+            _check_tensors(file, description)
+            parameters, slots = _arrays(file, description)
+    except SafetensorError as error:
+        raise ValueError(f"it is no safetensors file, or not all of one ({error})") from None
+    if _digest(text, parameters, *slots) != digest:
+        raise ValueError("it was altered: its SHA-256 digest is not that of its contents")
+    _check_finite(description.network, parameters)
+    return _model(description, parameters, slots)
+
+
+def _slot(number: int) -> str:
+    return f"optimizer.slot {number}"
+
+
+def _digest(text: str, *arrays: np.ndarray) -> str:
+    """SHA-256 of the description, the parameters and the slots."""
+    digest = hashlib.sha256(text.encode())
+    for array in arrays:
+        digest.update(array)
+    return digest.hexdigest()
+
+
+def _check_finite(network: Sequential, parameters: np.ndarray) -> None:
+    """Of the parameters (n_parameters,) only: a slot holds infinity where a mean square has outgrown its dtype."""
+    for parameter in network.parameters:
+        if not np.isfinite(parameter.view(parameters)).all():
+            raise ValueError(f"parameter {parameter.name} holds NaN or infinity; expected numbers")
+
+
+# reading ----------------------------------------------------------------------------------------------------
+
+
+def _checked_metadata(metadata: dict[str, str] | None) -> tuple[str, str]:
+    """Description and digest from the metadata."""
+    metadata = metadata or {}
+    if _VERSION not in metadata:
+        raise ValueError("it is a safetensors file, but not of a model of nbbp")
+    if metadata[_VERSION] != FORMAT:
+        raise ValueError(f"its format is {metadata[_VERSION][:20]!r}; this version of nbbp reads {FORMAT!r}")
+    expected = {_VERSION, _MODEL, _DIGEST}
+    if set(metadata) != expected:
+        came = ", ".join(sorted(metadata))[:200]
+        raise ValueError(f"its metadata must be {', '.join(sorted(expected))}; got {came}")
+    return metadata[_MODEL], metadata[_DIGEST]
+
+
+def _check_tensors(file: Any, description: Description) -> None:
+    """Names, dtypes and shapes of the file's arrays, which are not read yet, are those of the description."""
+    expected = {parameter.name: parameter.shape for parameter in description.network.parameters}
+    for k, length in enumerate(programs.slot_lengths(description.network, description.optimizer)):
+        expected[_slot(k)] = (length,)
+    names = set(file.keys())
+    if names != set(expected):
+        missing, more = (sorted(one)[:3] for one in (set(expected) - names, names - set(expected)))
+        raise ValueError(f"its arrays are not those of the network described: missing {missing}, not of it {more}")
+    for name, shape in expected.items():
+        entry = file.get_slice(name)
+        if entry.get_dtype() != _DTYPES[description.dtype]:
+            raise ValueError(f"array {name} must be of {_DTYPES[description.dtype]}; got {entry.get_dtype()}")
+        if tuple(entry.get_shape()) != shape:
+            raise ValueError(f"array {name} must have the shape {shape}; got {tuple(entry.get_shape())}")
+
+
+def _arrays(file: Any, description: Description) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The parameters (n_parameters,) and the slots."""
+    network = description.network
+    parameters = np.empty(network.n_parameters, description.dtype)
+    for parameter in network.parameters:
+        parameter.view(parameters)[...] = file.get_tensor(parameter.name)
+    n_slots = len(programs.slot_lengths(network, description.optimizer))
+    return parameters, [file.get_tensor(_slot(k)) for k in range(n_slots)]
+
+
+def _model(description: Description, parameters: np.ndarray, slots: Sequence[np.ndarray]) -> Model:
+    """The model of a description and arrays that fit each other."""
+    network = Sequential(description.network.layers)  # without sizes, so that nothing is drawn at random
+    parts = network, description.loss, description.optimizer, description.metrics
+    model = Model(*parts, dtype=description.dtype, seed=description.seed)
+    model._build(description.network.n_in, parameters)
+    session = model._session
+    session.step, session.epoch = description.step, description.epoch
+    for slot, values in zip(session.slots, slots, strict=True):
+        slot[:] = values
+    return model
+
+
+# writing ----------------------------------------------------------------------------------------------------
+
+
+def _replace(path: str, content: bytes) -> None:
+    """Put a file in the place of another, or leave that as it was."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder to save a model in", folder)
+    temporary = os.path.join(folder, f".nbbp-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if os.name == "posix":
+        with contextlib.suppress(OSError):  # not every file system can, and the file is whole without it
+            _flush_folder(folder)
+
+
+def _flush_folder(folder: str) -> None:
+    """Write the entries of a folder to the disk, so that the new file is there after a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
