@@ -69,7 +69,7 @@ def test_a_key_is_that_of_the_content():
     other = simplify(trace(lambda z: z * 2.5000000000000004, 1))
     assert activation_formula("a", other, slope).code != first.code
     assert activation_formula("a", value, value).code != first.code
-    assert re.fullmatch("[0-9a-f]{32}", first.code)
+    assert re.fullmatch("[0-9a-f]{32}-(input|output)", first.code)
 
 
 def test_an_unknown_key_is_an_error_that_explains():

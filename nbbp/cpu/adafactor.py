@@ -29,7 +29,7 @@ def _blend(kept, share, start, count, g, stride_in, stride_out, n):
         kept[start + i] += share * (type(kept[start + i])(total / n) - kept[start + i])
 
 
-@jit(fastmath=FASTMATH)
+@jit(fastmath=FASTMATH, forceinline=True)
 def adafactor_step(w, g, kept, n_rows, n_columns, is_matrix, line, precision, smallest):
     """One step of w (n_rows, n_columns) with the gradient g and the moments `kept`, all of them pointers.
 
