@@ -44,7 +44,7 @@ ALLOWED = {
     ),
     "adafactor": (
         {"fpext", "vector fpext", "fadd", "vector fadd", "fmul", "vector fmul", "fdiv", "fcmp", "sitofp", "fptrunc"}
-        | {"call sqrt", *FINITE},
+        | {"uitofp", "call sqrt", *FINITE},
         "squares are added up in float64; means, clipping and step size are numbers of a row or a whole parameter",
     ),
     "snapshot": (FINITE, "asks whether losses, which are float64, are finite"),
