@@ -5,11 +5,15 @@ function by that function's own file, so it would outlive a change of what the f
 what an upgrade brings: old code would read a new op table. Here the key holds every file that machine code comes from.
 """
 
+import functools
 import hashlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ def jit(**options: Any) -> Callable:
     def decorate(function: Callable) -> Callable:
         dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
         dispatcher._cache = _cache_of(function)
+        dispatcher.compile = _uninterrupted(dispatcher.compile)
         return dispatcher
 
     return decorate
@@ -48,10 +53,39 @@ def cfunc(signature, cached: bool = True, **options: Any) -> Callable:
         compiled = CFunc(function, normalize_signature(signature), locals={}, options=settings)
         if cached:
             compiled._cache = _cache_of(function)
-        compiled.compile()
+        _uninterrupted(compiled.compile)()
         return compiled
 
     return decorate
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Let Ctrl-C wait until machine code is made or loaded.
+
+    Inside LLVM's callbacks Python drops a KeyboardInterrupt, and what was to be handed over is garbage that is run.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield  # signals are heard elsewhere, or by something else than Python
+        return
+    heard = []
+    signal.signal(signal.SIGINT, lambda *arguments: heard.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _uninterrupted(compile_it: Callable) -> Callable:
+    @functools.wraps(compile_it)
+    def whole(*arguments: Any) -> Any:
+        with interrupts_wait():
+            return compile_it(*arguments)
+
+    return whole
 
 
 def fingerprint() -> str:

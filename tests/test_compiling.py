@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -329,3 +331,31 @@ def test_options_of_jitted_functions():
 
     assert quotient.targetoptions["nogil"]
     assert quotient(1.0, 0.0) == np.inf
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal of one's own is POSIX's")
+def test_an_interrupt_waits_until_code_is_whole():
+    steps = []
+
+    def compile_it(word):
+        signal.raise_signal(signal.SIGINT)
+        steps.append(word)
+        return word
+
+    with pytest.raises(KeyboardInterrupt):
+        compiling._uninterrupted(compile_it)("inner")
+    assert steps == ["inner"]
+
+    def nested():
+        signal.raise_signal(signal.SIGINT)
+        compiling._uninterrupted(steps.append)("nested")
+        steps.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        compiling._uninterrupted(nested)()
+    assert steps == ["inner", "nested", "outer"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    thread = threading.Thread(target=compiling._uninterrupted(steps.append), args=("thread",))
+    thread.start()
+    thread.join()
+    assert steps[-1] == "thread"
