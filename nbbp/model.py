@@ -21,7 +21,7 @@ from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
 from nbbp.targets import targets, weights
 from nbbp.training import Training
-from nbbp.validation import features
+from nbbp.validation import as_array, features
 
 __all__ = ["Model"]
 
@@ -183,7 +183,7 @@ class Model(ModelBase):
         Raises
         ------
         TypeError, ValueError
-            As `fit`; nothing of the sample has been learnt then.
+            As `fit`; nothing has been learnt then, of several samples none.
 
         Notes
         -----
@@ -196,13 +196,20 @@ class Model(ModelBase):
             loss = self._online.learn(x, y)
             if loss is not None:
                 return loss
-        samples, targets_of = np.asarray(x), np.asarray(y)
+        samples, wanted = as_array(x, "x"), as_array(y, "y") if np.ndim(y) else np.asarray(y)
         if samples.ndim == 1:
-            samples, targets_of = samples[None], targets_of[None]
-        targets_of = np.atleast_1d(targets_of)
-        if samples.ndim == 2 and len(samples) == len(targets_of) > 1:
-            return float(np.mean([self.partial_fit(*pair) for pair in zip(samples, targets_of, strict=True)]))
-        return self.train_step(samples, targets_of)
+            samples, wanted = samples[None], wanted[None]
+        chunk = self._one_batch(samples, np.atleast_1d(wanted), None)
+        return float(np.mean([self._learn_row(chunk, row) for row in range(len(chunk.order))]))
+
+    def _learn_row(self, chunk: Chunk, row: int) -> float:
+        """One update on one row of checked data; its loss."""
+        if self._online:
+            loss = self._online.learn(chunk.X[row], int(chunk.y[row]) if chunk.has_labels else chunk.y[row])
+            if loss is not None:
+                return loss
+        one = slice(row, row + 1)
+        return self._built.train_batch(Chunk(chunk.X[one], chunk.y[one], None, np.zeros(1, np.int64)))
 
     def loss_and_gradients(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[float, Mapping[str, np.ndarray]]:
         """The loss of a batch and its gradient with respect to every parameter; updates nothing.
@@ -259,8 +266,9 @@ class Model(ModelBase):
         Returns
         -------
         SampleFunctions
-            `predict`, `loss_and_gradient`, `input_gradient`, `jacobian` and `train_step`; they take the parameters as
-            a flat array such as `parameter_vector`.
+            `predict`, `loss_and_gradient`, `train_step`, `input_gradient`, `backpropagate` and `jacobian`; they take
+            the parameters as a flat array such as `parameter_vector`. A function of yours that Numba caches
+            (``cache=True``) keeps the network that it was compiled with: see its Notes.
 
         Raises
         ------

@@ -100,7 +100,7 @@ class OnlineStep:
     def __init__(self, session: Session, limits: tuple[float, float] | None) -> None:
         self.session, self.dtype = session, session.dtype
         self.shape_x, self.shape_y = (session.network.n_in,), (session.network.n_out,)
-        self.takes_labels = limits is None
+        self.takes_labels, self.n_out = limits is None, session.n_out
         functions = SampleFunctions(session.network, session.loss, session.optimizer, session.dtype)
         self.train_step = functions.checked_train_step(*(limits or (0.0, 0.0)))
 
@@ -115,14 +115,16 @@ class OnlineStep:
 
     def learn(self, x: Any, y: Any) -> float | None:
         """The loss of a sample before the update; None where it must be converted or is not what it should be."""
-        if type(x) is not np.ndarray or x.dtype != self.dtype or x.shape != self.shape_x:
+        if type(x) is not np.ndarray or x.dtype != self.dtype or x.shape != self.shape_x or not x.flags.carray:
             return None
         if self.takes_labels:
             if type(y) is not int:
                 if type(y) is not np.int64:
                     return None
                 y = int(y)
-        elif type(y) is not np.ndarray or y.dtype != self.dtype or y.shape != self.shape_y:
+            if not 0 <= y < self.n_out:
+                return None
+        elif type(y) is not np.ndarray or y.dtype != self.dtype or y.shape != self.shape_y or not y.flags.carray:
             return None
         session = self.session
         with session.lock:

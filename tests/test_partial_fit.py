@@ -110,9 +110,24 @@ def test_every_sample_takes_the_quick_way():
     """Also the first one, and those of a copy, whose dtype is another object."""
     for model in (small_model("tanh", MSE(), "float32", "adam"), copy.deepcopy(small_model("tanh", MSE(), "float32"))):
         x, y, _, _ = one_sample(model)
-        model.train_step = None  # where the long way ends
+        model._one_batch = None  # where the long way begins
         model.partial_fit(x, y)
         model.partial_fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [("y", 7, "row 2 of y has the label 7"), ("x", np.nan, "row 2.*NaN|NaN.*row 2")],
+)
+def test_of_several_samples_all_are_checked_before_one_is_learnt(where, value, message):
+    model = small_model("tanh", Crossentropy(), "float32", "adam")
+    x, y = np.ones((4, 5), "f4"), np.array([0, 1, 2, 0])
+    model.partial_fit(x[0], 0)
+    before = model.parameter_vector.copy()
+    (x if where == "x" else y)[2] = value
+    with pytest.raises(ValueError, match=message):
+        model.partial_fit(x, y)
+    np.testing.assert_array_equal(model.parameter_vector, before)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +137,7 @@ def test_every_sample_takes_the_quick_way():
         ({"x": np.array([1, 2, np.nan, 4, 5], "f4")}, "NaN"),
         ({"y": 3}, "label 3"),
         ({"y": -1}, "label -1"),
+        ({"y": 2**63}, "label 9223372036854775808"),
         ({"y": 0.5}, "0.5"),
         ({"x": np.ones((2, 5), "f4")}, "2 samples"),
     ],
