@@ -1,5 +1,7 @@
 """The sample engine: every pass against the batch engine, central differences and itself under other circumstances."""
 
+import re
+
 import numpy as np
 import pytest
 from engine_cases import (
@@ -33,6 +35,13 @@ SIZES = [
     (31, 8, 5),
     (130, 9, 64),
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(capfd):
+    """LLVM says on stderr what it could not do as it was told."""
+    yield
+    assert not set(re.findall("remark|warning", capfd.readouterr().err))
 
 
 def assert_close(actual, expected, dtype, times=1.0):

@@ -18,6 +18,8 @@ from nbbp.compiling import FASTMATH
 from nbbp.cpu import simd
 
 _LINE_BYTES = 64
+#: Lanes of registers so short that LLVM may find nothing to gain: where it was told otherwise it says so on stderr.
+_FEW_LANES = 2
 
 
 class Emitter:
@@ -243,7 +245,7 @@ class Emitter:
         builder.position_at_end(body)
         i = builder.phi(simd.INT64)
         i.add_incoming(simd.INT64(0), before)
-        identity = self._parallel_loop(self.lanes)
+        identity = self._parallel_loop()
         arguments = [builder.load(self.at(array, i)) for array in inputs]
         memory = list(arguments)
         value = self.call(function, result, kinds, [*arguments, *more])
@@ -258,16 +260,17 @@ class Emitter:
         again.set_metadata("llvm.loop", identity)
         builder.position_at_end(after)
 
-    def _parallel_loop(self, width: int):
-        """The identity of a loop (a node that names itself first) whose turns may run side by side, `width` at once."""
+    def _parallel_loop(self) -> ir.MDValue:
+        """The identity of a loop (a node that names itself first) whose turns may run side by side, L at once."""
         module = self.builder.module
         name = ir.MetaDataString(module, f"loop {len(module.metadata)}")
         settings = [
-            ("vectorize.enable", ir.Constant(ir.IntType(1), 1)),
-            ("vectorize.width", simd.INT32(width)),
+            ("vectorize.width", simd.INT32(self.lanes)),
             ("interleave.count", simd.INT32(1)),
             ("unroll.disable",),  # short loops would be written out, number by number, before they are vectorised
         ]
+        if self.lanes <= _FEW_LANES:
+            settings = []
         hints = [
             module.add_metadata([ir.MetaDataString(module, f"llvm.loop.{key}"), *value]) for key, *value in settings
         ]
