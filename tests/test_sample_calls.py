@@ -203,7 +203,7 @@ def test_lengths_are_checked(classifier):
 def test_types_are_checked(classifier):
     functions, (x, _, _, _) = classifier.as_njit(), one_sample(classifier)
     parameters, out = classifier.parameter_vector, np.empty(3, "float32")
-    read_only = out.copy()
+    slots, read_only = np.zeros(functions.n_slots, "float32"), out.copy()
     read_only.flags.writeable = False
     cases = [
         (
@@ -213,13 +213,25 @@ def test_types_are_checked(classifier):
         ),
         (functions.predict, (parameters, x, out.astype("f8")), r"out must be .* of float32; got array\(float64"),
         (functions.predict, (parameters, x, read_only), "out is written to, so it must not be read-only"),
-        (functions.predict, (parameters, x[None], out), "x must be a one-dimensional array of numbers"),
+        (functions.predict, (parameters, x[None], out), "x must be a one-dimensional array of float32"),
         (functions.loss_and_gradient, (parameters, x, 1.0, parameters), "y must be an integer label"),
+        (functions.predict, (parameters, x.astype("f2"), out), "x must be a one-dimensional array of float32, float64"),
+        (functions.train_step, (parameters, slots, 1.5, x, 1), "step must be an integer"),
         (functions.jacobian, (parameters, x, out), "out must be a C-contiguous two-dimensional array"),
     ]
     for function, arguments, message in cases:
-        with pytest.raises(TypingError, match=message):
+        with pytest.raises(TypingError, match=message) as raised:
             function(*arguments)
+        assert "Literal value" not in str(raised.value)  # of Numba's second try, which says nothing
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "uint8", "bool"])
+def test_labels_of_any_integer(classifier, kind):
+    functions, (x, _, _, _) = classifier.as_njit(), one_sample(classifier)
+    first, second = np.empty((2, functions.n_parameters), "float32")
+    loss = functions.loss_and_gradient(classifier.parameter_vector, x, 1, first)
+    assert functions.loss_and_gradient(classifier.parameter_vector, x, np.ones(1, kind)[0], second) == loss
+    np.testing.assert_array_equal(first, second)
 
 
 def test_a_network_too_wide_for_the_stack_is_refused():

@@ -1,7 +1,7 @@
 """What a caller may hand to the sample engine: types checked while Numba compiles the call, lengths when it runs.
 
 Legend: a flat array is one-dimensional, C-contiguous and of the model's dtype, and is read and written in place; a
-vector is one-dimensional, of any real dtype and strided, and is copied to the stack.
+vector is one-dimensional, of float32, float64, integers or bools, may be strided, and is copied to the stack.
 """
 
 from llvmlite import ir
@@ -12,7 +12,8 @@ from numba.core.errors import NumbaTypeError
 from nbbp.cpu import simd
 from nbbp.sample.emit import Emitter
 
-_REAL = (types.Float, types.Integer, types.Boolean)
+#: Types of a class label.
+LABEL = (types.Integer, types.Boolean)
 
 
 def require_flat(name: str, array: types.Type, like: types.Float, mutable: bool = True, ndim: int = 1) -> None:
@@ -28,18 +29,24 @@ def require_flat(name: str, array: types.Type, like: types.Float, mutable: bool 
 def require_vector(name: str, array: types.Type) -> None:
     """Refuse the type of what is no one-dimensional array of real numbers."""
     if not _is_vector(array):
-        raise NumbaTypeError(f"{name} must be a one-dimensional array of numbers; got {array}")
+        raise NumbaTypeError(
+            f"{name} must be a one-dimensional array of float32, float64, integers or bools; got {array}"
+        )
 
 
 def _is_vector(array: types.Type) -> bool:
-    return isinstance(array, types.Array) and array.ndim == 1 and isinstance(array.dtype, _REAL)
+    return isinstance(array, types.Array) and array.ndim == 1 and _is_real(array.dtype)
+
+
+def _is_real(number: types.Type) -> bool:
+    return number in (types.float32, types.float64) or isinstance(number, LABEL)
 
 
 def require_target(target: types.Type, n_out: int, takes_labels: bool) -> None:
     """Refuse the type of what is no target: a label, a vector, or for one output a number."""
     if _is_vector(target):
         return
-    if isinstance(target, types.Integer if takes_labels else _REAL) and (takes_labels or n_out == 1):
+    if isinstance(target, LABEL) if takes_labels else _is_real(target) and n_out == 1:
         return
     takes = (
         "an integer label, or a one-dimensional array of probabilities" if takes_labels else "a one-dimensional array"

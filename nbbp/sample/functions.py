@@ -141,9 +141,10 @@ class SampleFunctions:
     disk. They are pure: they read and write their arguments and nothing else, allocate nothing, and may be called from
     any number of threads and inside ``prange``. Gradients and losses are those of a batch of one.
 
-    Arrays are one-dimensional; parameters, slots, gradients and results are C-contiguous and of the model's dtype, x
-    and y may be of any real dtype and strided. Lengths are checked and NaN is not: what comes in goes through. Results
-    may be written over what was read: x and out may be the same array.
+    Arrays are one-dimensional; parameters, slots, gradients and results are C-contiguous (``float32[::1]`` in a
+    signature of yours) and of the model's dtype; x and y may be strided, of float32, float64, integers or bools.
+    Lengths are checked and NaN is not: what comes in goes through. Results may be written over what was read: x and out
+    may be the same array.
 
     Attributes
     ----------

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 from numba import types
-from numba.core.errors import RequireLiteralValue
+from numba.core.errors import NumbaTypeError
 from numba.extending import intrinsic
 
 from nbbp.cpu import simd
 from nbbp.sample import plan
 from nbbp.sample.arguments import (
+    LABEL,
     check_shape,
     data_of,
     flat_in,
@@ -30,10 +31,10 @@ from nbbp.sample.network import ROW_WISE, Network, loss_and_output_gradient
 from nbbp.sample.update import gradient_sink, update_sink
 
 
-def literals(entries: types.BaseTuple) -> tuple[int | str, ...]:
-    """The values of a tuple of literals."""
+def literals(entries: types.BaseTuple) -> tuple[int | str, ...] | None:
+    """The values of a tuple of literals; None where they are none, as when Numba tries once more after an error."""
     if not all(isinstance(entry, types.Literal) for entry in entries.types):
-        raise RequireLiteralValue("a plan must be constant where it is compiled for")
+        return None
     return tuple(entry.literal_value for entry in entries.types)
 
 
@@ -127,7 +128,7 @@ def jacobian(typing_context, structure, numbers, like, parameters, x, out):
 def target_in(emit: Emitter, network: Network, signature, arguments) -> tuple[ir.Value, bool]:
     """The target of an intrinsic whose arguments go on with target, code: a buffer or a label; is it a label."""
     target, code = signature.args[5:7]
-    if isinstance(target, types.Integer) and code.literal_value in ROW_WISE:
+    if isinstance(target, LABEL) and code.literal_value in ROW_WISE:
         return label_in(emit, target, arguments[5], network.n_out), True
     return vector_in(emit, "y", target, arguments[5], network.n_out, "target values"), False
 
@@ -137,8 +138,10 @@ def loss_and_gradient(typing_context, structure, numbers, like, parameters, x, t
     """gradient = d loss / d parameters; gives the loss. `settings` as in `loss_and_output_gradient`."""
     require_flat("parameters", parameters, like, mutable=False)
     require_vector("x", x)
-    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
     require_flat("gradient", gradient, like)
+    if literals(structure) is None:
+        return None
+    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
 
     def codegen(context, builder, signature, arguments):
         emit, network, x = begin(context, builder, signature, arguments)
@@ -160,8 +163,12 @@ def train(
     """parameters, slots (n_slots,) = one update; gives the loss before it. One that is not finite updates nothing."""
     require_flat("parameters", parameters, like)
     require_vector("x", x)
-    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
     require_flat("slots", slots, like)
+    if literals(structure) is None:
+        return None
+    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
+    if not isinstance(step, types.Integer):
+        raise NumbaTypeError(f"step must be an integer, the number of the update from 1; got {step}")
 
     def codegen(context, builder, signature, arguments):
         emit, network, x = begin(context, builder, signature, arguments)
