@@ -32,6 +32,12 @@ class Custom:
     must not write anything else. An exception in them is printed and leaves NaN, which ends `fit`. They are compiled in
     every process. A copy in another process needs `parameter_shapes` that can be pickled, which a lambda cannot.
 
+    Nothing checks indices in a step. Instead each function is called once, before a model first runs it, on a sample of
+    numbers between 0 and 1 with its indices checked: where one is out of bounds a ValueError gives the sizes of all
+    arrays. (Functions that it calls are checked for what they write near its arrays; other exceptions may be due to the
+    sample and are passed over.) A function of ``@njit(boundscheck=True)`` checks itself in every step, which costs
+    time, and is not tried: so may be one whose indices are data that this sample is not like.
+
     Parameters
     ----------
     forward : callable
