@@ -32,6 +32,12 @@ class Custom:
     must not write anything else. An exception in them is printed and leaves NaN, which ends `fit`. They are compiled in
     every process. A copy in another process needs `parameter_shapes` that can be pickled, which a lambda cannot.
 
+    Nothing checks indices in a step. Instead each function is called once, before a model first runs it, on a sample of
+    numbers between 0 and 1 with its indices checked: where one is out of bounds a ValueError gives the sizes of all
+    arrays. (Functions that it calls are checked for what they write near its arrays; other exceptions may be due to the
+    sample and are passed over.) A function of ``@njit(boundscheck=True)`` checks itself in every step, which costs
+    time, and is not tried: so may be one whose indices are data that this sample is not like.
+
     Parameters
     ----------
     forward : callable
@@ -93,9 +99,8 @@ class Custom:
         given = {} if parameter_initializers is None else parameter_initializers
         if not isinstance(given, Mapping):
             raise TypeError(f"parameter_initializers of Custom must be a mapping from names; got {given!r}")
-        if isinstance(parameter_shapes, tuple) and not set(given) <= dict(parameter_shapes).keys():
-            unknown = sorted(set(given) - dict(parameter_shapes).keys())
-            raise ValueError(f"parameter_initializers of Custom has {unknown[0]!r}, which is no parameter of the layer")
+        if isinstance(parameter_shapes, tuple):
+            _check_initialized(given, dict(parameter_shapes))
         fields = {
             "forward": _jitted(forward, "forward", _FORWARD),
             "backward": _jitted(backward, "backward", _BACKWARD),
@@ -128,7 +133,9 @@ class Custom:
     def parameter_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter of this layer, in the order they lie in the flat buffer."""
         shapes = self.shapes or ()
-        return dict(_checked_shapes(shapes(n_in)) if callable(shapes) else shapes)
+        found = dict(_checked_shapes(shapes(n_in)) if callable(shapes) else shapes)
+        _check_initialized(dict(self.initializers), found)
+        return found
 
     def initializer(self, kind: str, shape: tuple[int, ...]) -> Callable:
         """What a parameter of that name and shape starts from."""
@@ -152,6 +159,16 @@ def _jitted(function: Any, what: str, arguments: tuple[str, ...]) -> Dispatcher:
         called = f"{what} of Custom is called with {', '.join(arguments)}"
         raise TypeError(f"{called}; {function.py_func.__name__} takes {signature}") from None
     return function
+
+
+def _check_initialized(given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Only parameters may have initializers."""
+    for name in given:
+        if name not in shapes:
+            there = f"it has {', '.join(map(repr, shapes)) or 'none'}"
+            raise ValueError(
+                f"parameter_initializers of Custom has {name!r}, which is no parameter of the layer; {there}"
+            )
 
 
 def _checked_shapes(shapes: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -20,7 +20,8 @@ from __future__ import annotations
 import inspect
 import keyword
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +200,8 @@ class CustomActivation(_Described, Activation):
     def from_data(cls, data: Any) -> CustomActivation:
         """The activation that gave `to_data`; a ValueError says what is wrong with the data."""
         _check_keys(data, ("name", "value", "derivative"), "an activation")
-        return cls(_checked_name(data["name"], "activation", ACTIVATIONS), *_formulas(data, "activation", 1))
+        with _value_errors():
+            return cls(_checked_name(data["name"], "activation", ACTIVATIONS), *_formulas(data, "activation", 1))
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -255,8 +257,9 @@ class CustomLoss(_Described, Loss):
     def from_data(cls, data: Any) -> CustomLoss:
         """The loss that gave `to_data`; a ValueError says what is wrong with the data."""
         _check_keys(data, ("name", "value", "derivative", "reduction", "scale"), "a loss")
-        name = _checked_name(data["name"], "loss", BY_NAME)
-        return cls(name, *_formulas(data, "loss", 2), reduction=data["reduction"], scale=data["scale"])
+        with _value_errors():
+            name = _checked_name(data["name"], "loss", BY_NAME)
+            return cls(name, *_formulas(data, "loss", 2), reduction=data["reduction"], scale=data["scale"])
 
 
 def _formula(what: str, function: Any, arguments: Sequence[str]) -> tuple[Node, ...]:
@@ -306,6 +309,15 @@ def _identifier(name: str) -> str:
     """The name as Python allows it."""
     name = re.sub(r"\W", "_", name)
     return f"_{name}" if name[:1].isdigit() or keyword.iskeyword(name) else name
+
+
+@contextmanager
+def _value_errors() -> Iterator[None]:
+    """Whatever is wrong with data is a ValueError, a wrong type as well."""
+    try:
+        yield
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _check_keys(data: Any, keys: tuple[str, ...], what: str) -> None:

@@ -79,6 +79,8 @@ class Loss:
             number = None if isinstance(value, (bool, str)) else float(value)
         except (TypeError, ValueError):
             number = None
+        except OverflowError:  # an integer beyond every float
+            number = math.inf
         if number is None:
             kind = type(value).__name__
             raise TypeError(f"{attribute} of {self.name} must be a number; got {value!r} ({kind})")

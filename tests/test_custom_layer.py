@@ -331,6 +331,11 @@ TWO = (norm_forward, norm_backward)
             ValueError,
             "has 'b', which is no parameter",
         ),
+        (
+            lambda: nbbp.Sequential([scale(parameter_initializers={"scal": "ones"})], n_in=3).n_parameters,
+            ValueError,
+            "has 'scal', which is no parameter of the layer; it has 'scale', 'shift'",
+        ),
         (lambda: Custom(*TWO, parameter_initializers="ones"), TypeError, "must be a mapping from names; got 'ones'"),
         (
             lambda: Custom(*TWO, parameter_shapes={"a": (1,)}, parameter_initializers={"a": "onse"}),

@@ -70,6 +70,8 @@ Z = ["input", [], 0]
         (changed(derivative=[Z, ["exp", [5], 0]]), "derivative of the activation 'swish': node 1 takes 5"),
         (changed(name="relu"), "built-in"),
         (changed(name="a" * 61), "1 to 60"),
+        (changed(name=5), r"name of the activation must be a str; got 5 \(int\)"),
+        (changed(name=["tanh"]), "name of the activation must be a str"),
     ],
 )
 def test_data_that_is_no_formula(data, message):
@@ -85,22 +87,45 @@ def test_data_of_a_loss_is_checked_too():
         CustomLoss.from_data({**data, "reduction": "os.system"})
     with pytest.raises(ValueError, match="a loss must be a dict"):
         CustomLoss.from_data(GOOD)
+    with pytest.raises(ValueError, match="scale of quartic must be a number; got '1'"):
+        CustomLoss.from_data({**data, "scale": "1"})
+    for scale in (10**400, -(10**400), float("inf")):
+        with pytest.raises(ValueError, match="scale of quartic must be finite"):
+            CustomLoss.from_data({**data, "scale": scale})
+    with pytest.raises(ValueError, match="must be finite"):
+        nbbp.losses.MSE(scale=10**400)
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="recursion"):
+        CustomLoss.from_data({**data, "name": nested})
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["input", "exp", "constant", "nan"]),
-    lambda inner: st.lists(inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.sampled_from(["input", "exp", "constant", "nan", "mean", "relu"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=12,
 )
 
 
-@given(JSON, JSON)
-def test_any_other_data_is_a_value_error(value, derivative):
+@given(st.data(), st.sampled_from([nbbp.activation(swish), nbbp.loss(quartic)]))
+def test_any_other_data_is_a_value_error(drawing, made):
+    data = made.to_data()
+    for key in drawing.draw(st.sets(st.sampled_from(sorted(data)), min_size=1, max_size=2)):
+        data[key] = drawing.draw(JSON)
     try:
-        made = CustomActivation.from_data(changed(value=value, derivative=derivative))
+        again = type(made).from_data(data)
     except ValueError:
         return
-    assert isinstance(made.formula.value(np.float64(0.5), 0.0), float)
+    assert json.dumps(again.to_data())
+    value = again.formula.value
+    assert isinstance(value(*[np.float64(0.5)] * value.__code__.co_argcount), float)
 
 
 IN_ANOTHER_PROCESS = """

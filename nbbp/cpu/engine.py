@@ -16,6 +16,7 @@ from nbbp import ops
 from nbbp.cpu import kernels
 from nbbp.cpu.run import run_alone, run_in_team
 from nbbp.cpu.team import LINE
+from nbbp.cpu.trial import check_bounds
 
 #: Bytes: a cache line, and the widest vector register.
 _ALIGNMENT = 64
@@ -124,6 +125,8 @@ class BoundProgram:
         waiting: dict[str, list[tuple[int, int]]] = {}
         for row, op in enumerate(self.program.ops):
             self.table[row, ops.KERNEL] = kernels.compiled(op.kernel, self.dtype.name, op.variant).address
+            if isinstance(op.variant, ops.UserFunction):
+                check_bounds(op.variant, op.kernel == "custom_forward", self.dtype, op.columns)
             self.table[row, ops.BATCH] = self.program.batch
             for column, value in op.columns.items():
                 if isinstance(value, (int, np.integer)):

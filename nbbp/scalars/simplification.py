@@ -3,8 +3,9 @@
 Nothing turns NaN or infinity into a number, so ``x * 0`` stays, but for some patterns that become functions which do
 not overflow and lose no digits: ``1/(1 + exp(-x))`` is sigmoid(x), ``log(1 + exp(x))`` softplus(x), ``exp(x) - 1``
 expm1(x), ``log(1 + x)`` log1p(x), ``log(sigmoid(x))`` -softplus(-x), ``1 + tanh(x)`` 2 sigmoid(2x), and what is a tanh
-in exponentials is one. Divisions by a constant, and several by the same number, become multiplications by its
-reciprocal, which may cost the last bit. The sign of a zero is not kept.
+in exponentials is one. ``expm1(x) + 1``, as in the derivative of expm1, is exp(x), which does not cancel. Divisions by
+a constant, and several by the same number, become multiplications by its reciprocal, which may cost the last bit. The
+sign of a zero is not kept.
 """
 
 import math
@@ -127,6 +128,8 @@ def _add(builder: Builder, a: int, b: int) -> int | None:
         return a
     if number == -1.0 and (x := builder.argument("exp", a)) is not None:
         return builder.make("expm1", x)
+    if number == 1.0 and (x := builder.argument("expm1", a)) is not None:
+        return builder.make("exp", x)
     if number == 1.0 and (x := builder.argument("tanh", a)) is not None:
         return _twice(builder, builder.make("sigmoid", _twice(builder, x)))
     if (x := builder.argument("negative", b)) is not None:
@@ -143,6 +146,8 @@ def _subtract(builder: Builder, a: int, b: int) -> int | None:
         return builder.make("negative", b)
     if builder.number(b) == 1.0 and (x := builder.argument("exp", a)) is not None:
         return builder.make("expm1", x)
+    if builder.number(b) == -1.0 and (x := builder.argument("expm1", a)) is not None:
+        return builder.make("exp", x)
     if builder.number(a) == 1.0 and (x := builder.argument("exp", b)) is not None:
         return builder.make("negative", builder.make("expm1", x))
     if builder.number(a) == 1.0 and (x := builder.argument("tanh", b)) is not None:
@@ -250,6 +255,11 @@ def _log(builder: Builder, a: int) -> int | None:
     if (x := builder.argument("sigmoid", a)) is not None:
         return builder.make("negative", builder.make("softplus", builder.make("negative", x)))
     node = builder.nodes[a]
+    if node.operation == "multiply" and (x := builder.argument("sigmoid", node.arguments[0])) is not None:
+        number = builder.number(node.arguments[1])
+        if _is_moderate(number) and number > 0.0:  # as in log(1 + tanh(x))
+            rest = builder.make("softplus", builder.make("negative", x))
+            return builder.make("subtract", builder.constant(math.log(number)), rest)
     if node.operation == "add" and builder.number(node.arguments[1]) == 1.0:
         return builder.make("log1p", node.arguments[0])
     if node.operation == "subtract" and builder.number(node.arguments[0]) == 1.0:
