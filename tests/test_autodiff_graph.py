@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 from nbbp import autodiff, graph_drawing
-from nbbp.arena import Arena
 from nbbp.autodiff import Dual, Graph, Value
-from nbbp.scalars.operations import CONSTANT, INPUT
 
 
 class Neuron:
@@ -223,38 +221,6 @@ def test_gradients_survive_compaction_and_new_values_have_none():
     del junk, value
     autodiff._ARENA.make_room()
     assert all(Value(1.0).grad == 0.0 for _ in range(5000))
-
-
-class Handle:
-    """Stands for a node; Ctrl-C comes when its position is set for the n-th time."""
-
-    def __init__(self, n=0):
-        self.countdown = n
-
-    @property
-    def _position(self):
-        return self.position
-
-    @_position.setter
-    def _position(self, position):
-        self.position = position
-        self.countdown -= 1
-        if self.countdown == 0:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupt_does_not_tear_handles_from_their_nodes():
-    arena = Arena()
-    handles = [Handle(), Handle(n=2), Handle()]
-    for k, handle in enumerate(handles):
-        arena.append(CONSTANT, 0, 0, 0, -1.0)  # to be dropped
-        arena.append(INPUT, 0, 0, 0, float(k), handle)
-    with pytest.raises(KeyboardInterrupt):
-        arena.make_room()
-    assert [handle.position for handle in handles] == [0, 1, 2]
-    assert [arena.values[handle.position] for handle in handles] == [0.0, 1.0, 2.0]
-    assert [arena.holder(k) for k in range(3)] == handles
-    assert arena.n_nodes == 3
 
 
 def test_threads_build_graphs_at_the_same_time():
