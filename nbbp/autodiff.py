@@ -142,15 +142,23 @@ class Value(Arithmetic):
     Parameters
     ----------
     data : float
+    _children : str or tuple
+        In this place comes the label too; or, as in micrograd, an empty tuple. What is computed knows its children.
+    _op : str
+        Ignored, for the same reason.
     label : str
         What drawings call it.
     """
 
     __slots__ = ("__weakref__", "_position")
 
-    def __init__(self, data: float, label: str = "") -> None:
+    def __init__(self, data: float, _children: str | tuple = (), _op: str = "", label: str = "") -> None:
         if not is_number(data):
             raise TypeError(f"a Value holds one real number, got {type(data).__name__}: {data!r}")
+        if _children:
+            if not isinstance(_children, str):
+                raise TypeError("a Value that is made of a number has no children; compute it from them, by operators")
+            label = label or _children
         number = float(data)
         with _LOCK:
             depth = _ARENA.depth

@@ -105,6 +105,25 @@ def test_what_micrograd_calls_things():
     assert {type(v) for v in inner._prev} == {Value}
 
 
+def test_values_are_made_as_micrograd_makes_them():
+    for x in (Value(2.0, (), "+"), Value(2.0, _children=(), _op="+"), Value(data=2.0), Value(2.0, set(), "", "")):
+        assert (x.data, x.label, x._op, x._prev) == (2.0, "", "", set())
+    for x in (Value(2.0, "x"), Value(2.0, label="x"), Value(2.0, (), "+", label="x"), Value(2.0, (), "", "x")):
+        assert (x.data, x.label) == (2.0, "x")
+    with pytest.raises(TypeError, match="has no children; compute it from them"):
+        Value(2.0, (x, x), "+")
+
+
+def test_the_exponent_of_a_negative_base_does_not_spoil_its_gradient():
+    x, exponent = Value(-2.0), Value(3.0)
+    (x**3 + 1.0 * x).backward()
+    assert x.grad == 13.0
+    x.grad = 0.0
+    (x**exponent).backward()
+    assert x.grad == 12.0
+    assert math.isnan(exponent.grad)
+
+
 def test_values_decide_by_their_numbers():
     a, b = Value(1.0), Value(2.0)
     assert a < b
