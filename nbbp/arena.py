@@ -107,32 +107,39 @@ class Arena:
 
     def make_room(self) -> None:
         """Drop what no handle depends on; positions change. At least half of the arrays is free afterwards."""
-        values, self._is_moving = self._values, True
-        # The handles stay alive until they have moved; what is made meanwhile makes `_adopt` decline.
-        alive = [None if reference is None else reference() for reference in self._handles[: self.n_nodes]]
-        marks = np.array([handle is not None for handle in alive], np.uint8)
-        graph.mark_arguments(*self._tree, marks)
-        kept = np.flatnonzero(marks)
-        moved = np.cumsum(marks, dtype=np.int32) - np.int32(1)
-        capacity = _SMALLEST
-        while capacity < 2 * len(kept):
-            capacity *= 2
-        columns = self._copy(capacity, kept, moved)
-        references = [self._handles[p] for p in kept.tolist()]
-        references.extend([None] * (capacity - len(kept)))
-        labels = {int(moved[p]): label for p, label in self.labels.copy().items() if marks[p]}
-        positions = [p for handle, p in zip(alive, moved.tolist(), strict=True) if handle is not None]
-        handles = [handle for handle in alive if handle is not None]
-        self._adopt(values, columns, references, labels, len(kept), handles, positions)
+        values = self._values
+        self._is_compacting = True
+        try:
+            # The handles stay alive until they have moved; what is made meanwhile makes `_adopt` decline.
+            alive = [None if reference is None else reference() for reference in self._handles[: self.n_nodes]]
+            marks = np.array([handle is not None for handle in alive], np.uint8)
+            graph.mark_arguments(*self._tree, marks)
+            kept = np.flatnonzero(marks)
+            moved = np.cumsum(marks, dtype=np.int32) - np.int32(1)
+            capacity = _SMALLEST
+            while capacity < 2 * len(kept):
+                capacity *= 2
+            columns = self._copy(capacity, kept, moved)
+            references = [self._handles[p] for p in kept.tolist()]
+            references.extend([None] * (capacity - len(kept)))
+            labels = {int(moved[p]): label for p, label in self.labels.copy().items() if marks[p]}
+            positions = [p for handle, p in zip(alive, moved.tolist(), strict=True) if handle is not None]
+            handles = [handle for handle in alive if handle is not None]
+            self._adopt(values, columns, references, labels, len(kept), handles, positions)
+        finally:
+            self._is_compacting = False
 
     def make_room_inside(self) -> None:
         """Make room for one more operation inside those that have begun, all of which keep their room and positions.
 
         Also to be called before anything else is written inside an operation: `make_room` may be copying what it is.
         """
-        if not self._is_moving and self.n_nodes + _OPERATION * (self.depth + 1) <= self.capacity:
+        if self._is_compacting:  # nobody has taken a position yet: so finish it, lest it never ends
+            self.make_room()
+        if not self._is_growing and self.n_nodes + _OPERATION * (self.depth + 1) <= self.capacity:
             return
-        values, self._is_moving = self._values, True
+        values = self._values
+        self._is_growing = True
         kept = np.arange(self.n_nodes, dtype=np.int32)
         capacity = 2 * self.capacity
         while capacity < len(kept) + 2 * _OPERATION * (self.depth + 1):
@@ -180,7 +187,7 @@ class Arena:
         self._gradients = gradients
         self._marks = marks
         self._handles = references
-        self._is_moving = False
+        self._is_compacting = self._is_growing = False
         self.n_nodes = n_nodes
         self.capacity = capacity
         self.limit = capacity - _OPERATION

@@ -127,6 +127,23 @@ def test_writing_in_between_is_not_lost(small):
         assert other.data == 8.0, place
 
 
+def test_memory_stays_bounded_where_every_compaction_is_disturbed(small, monkeypatch):
+    x, y, other = small()
+    real = arena.graph.mark_arguments
+
+    def disturbed(*arguments):
+        monkeypatch.setattr(arena.graph, "mark_arguments", real)
+        other.grad = float((other * 2.0).data)
+        monkeypatch.setattr(arena.graph, "mark_arguments", disturbed)
+        real(*arguments)
+
+    monkeypatch.setattr(arena.graph, "mark_arguments", disturbed)
+    for _ in range(2000):
+        assert (x * y).data == 6.0
+    assert other.grad == 1.0
+    assert autodiff._ARENA.capacity <= 128
+
+
 def test_an_interrupt_does_not_tear_values_from_their_nodes(small):
     def interrupt():
         raise KeyboardInterrupt
