@@ -137,6 +137,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "output")
     arguments = parser.parse_args()
+    for option in ("seeds", "epochs"):
+        if getattr(arguments, option) < 1:
+            parser.error(f"--{option} must be at least 1")
 
     for mine in (ACTIVATIONS["ripple"], LOSSES["cauchy"]):
         print(f"{mine.source}\n\n{mine.derivative_source}\n")

@@ -192,6 +192,8 @@ def main():
     parser.add_argument("--generations", type=int, default=250)
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "output")
     arguments = parser.parse_args()
+    if arguments.generations < 1:
+        parser.error("--generations must be at least 1")
 
     parameters = model.parameter_vector.copy()
     moments, random = np.zeros((2, len(parameters))), np.random.default_rng(0)

@@ -188,6 +188,8 @@ def main():
     parser.add_argument("--updates", type=int, default=3000)
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "output")
     arguments = parser.parse_args()
+    if arguments.updates < 1:
+        parser.error("--updates must be at least 1")
     n_updates = arguments.updates
 
     truth = true_path()

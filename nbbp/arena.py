@@ -3,11 +3,17 @@
 Nodes are appended in the order in which they are made, which is a topological order. A handle is an object with a
 ``_position`` that stands for a node; the arena holds it weakly. When its arrays are full it drops the nodes that no
 living handle depends on, moves the others together, and tells their handles.
+
+A signal handler or a finalizer may use the arena while the same thread is in the midst of it, between any two calls of
+Python functions; no lock keeps that out. So whoever uses positions for longer than one line counts himself in `depth`,
+and who finds somebody there calls `make_room_inside`, after which all positions are what they were.
 """
 
 import threading
 import weakref
 from array import array
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,6 +28,8 @@ _COLUMNS = ("B", "i", "i", "i", "d", "d", "B")
 _SMALLEST = 1024
 #: Nodes that one operation can take: itself and three constants.
 _OPERATION = 4
+#: Sweeps that are compiled.
+_tried: set[str] = set()
 
 
 class Arena:
@@ -35,6 +43,8 @@ class Arena:
         Positions in use; those of dropped nodes count until the next compaction.
     capacity, limit : int
         Positions there are, and how many may be in use before an operation for which there is room.
+    depth : int
+        Operations that have begun and not ended, each inside the one before; the lock's holder counts.
     lock : RLock
     codes, first, second, third, values, gradients : array, length capacity
         The columns; see nbbp/cpu/graph.py.
@@ -44,13 +54,16 @@ class Arena:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._adopt(_columns(_SMALLEST), 0, [], {})
+        self.depth = 0
+        self._values = None
+        self._adopt(None, _columns(_SMALLEST), [None] * _SMALLEST, {})
 
     def append(self, code: int, first: int, second: int, third: int, number: float, handle: Any = None) -> int:
         """Write a node, for a handle or for none; returns its position, which holds until the next `make_room`.
 
         Its gradient is 0 already, as those of all free positions are.
         """
+        reference = None if handle is None else weakref.ref(handle)
         p = self.n_nodes
         self.n_nodes = p + 1
         self.codes[p] = code
@@ -58,15 +71,16 @@ class Arena:
         self.second[p] = second
         self.third[p] = third
         self.values[p] = number
+        self._handles[p] = reference
         if handle is not None:
             handle._position = p
-            self._handles[p] = weakref.ref(handle)
         return p
 
     def hold(self, handle: Any, position: int) -> None:
         """Let a handle stand for the node at a position, which it keeps from now on."""
+        reference = weakref.ref(handle)
         handle._position = position
-        self._handles[position] = weakref.ref(handle)
+        self._handles[position] = reference
 
     def holder(self, position: int) -> Any:
         """The living handle of a node, or None."""
@@ -75,57 +89,121 @@ class Arena:
 
     def forward(self, root: int) -> None:
         """Evaluate again all that the node at this position depends on, and itself."""
+        if "forward" not in _tried:
+            _try("forward")
         graph.forward(*self._tree, self._values, self._marks, root)
 
     def backward(self, root: int) -> None:
         """Differentiate the node at this position by all that it depends on."""
+        if "backward" not in _tried:
+            _try("backward")
         graph.backward(*self._tree, self._values, self._gradients, self._marks, root)
 
     def reachable(self, root: int) -> list[int]:
         """Positions of all that the node at this position depends on, in order, itself last."""
+        if "reachable" not in _tried:
+            _try("reachable")
         return graph.reachable(*self._tree, self._marks, root).tolist()
 
     def make_room(self) -> None:
         """Drop what no handle depends on; positions change. At least half of the arrays is free afterwards."""
-        alive = [None if reference is None else reference() for reference in self._handles[: self.n_nodes]]
-        marks = np.array([handle is not None for handle in alive], np.uint8)
-        graph.mark_arguments(*self._tree, marks)
-        kept = np.flatnonzero(marks)
-        moved = np.cumsum(marks, dtype=np.int32) - np.int32(1)
-        capacity = _SMALLEST
-        while capacity < 2 * len(kept):
+        values = self._values
+        self._is_compacting = True
+        try:
+            # The handles stay alive until they have moved; what is made meanwhile makes `_adopt` decline.
+            alive = [None if reference is None else reference() for reference in self._handles[: self.n_nodes]]
+            marks = np.array([handle is not None for handle in alive], np.uint8)
+            graph.mark_arguments(*self._tree, marks)
+            kept = np.flatnonzero(marks)
+            moved = np.cumsum(marks, dtype=np.int32) - np.int32(1)
+            capacity = _SMALLEST
+            while capacity < 2 * len(kept):
+                capacity *= 2
+            columns = self._copy(capacity, kept, moved)
+            references = [self._handles[p] for p in kept.tolist()]
+            references.extend([None] * (capacity - len(kept)))
+            labels = {int(moved[p]): label for p, label in self.labels.copy().items() if marks[p]}
+            positions = [p for handle, p in zip(alive, moved.tolist(), strict=True) if handle is not None]
+            handles = [handle for handle in alive if handle is not None]
+            self._adopt(values, columns, references, labels, len(kept), handles, positions)
+        finally:
+            self._is_compacting = False
+
+    def make_room_inside(self) -> None:
+        """Make room for one more operation inside those that have begun, all of which keep their room and positions.
+
+        Also to be called before anything else is written inside an operation: `make_room` may be copying what it is.
+        """
+        if self._is_compacting:  # nobody has taken a position yet: so finish it, lest it never ends
+            self.make_room()
+        if not self._is_growing and self.n_nodes + _OPERATION * (self.depth + 1) <= self.capacity:
+            return
+        values = self._values
+        self._is_growing = True
+        kept = np.arange(self.n_nodes, dtype=np.int32)
+        capacity = 2 * self.capacity
+        while capacity < len(kept) + 2 * _OPERATION * (self.depth + 1):
             capacity *= 2
+        columns = self._copy(capacity, kept, kept)
+        references = self._handles[: len(kept)]
+        references.extend([None] * (capacity - len(kept)))
+        self._adopt(values, columns, references, self.labels, len(kept))
+
+    def _copy(self, capacity: int, kept: np.ndarray, moved: np.ndarray) -> list[array]:
+        """New columns with the nodes at positions `kept`, whose arguments are now at ``moved[argument]``."""
         columns = _columns(capacity)
         codes, *arguments, values, gradients, _ = (np.frombuffer(column, column.typecode) for column in columns)
         for new, old in ((codes, self._tree[0]), (values, self._values), (gradients, self._gradients)):
             new[: len(kept)] = old[kept]
         for new, old in zip(arguments, self._tree[1:], strict=True):
             new[: len(kept)] = moved[old[kept]]
-        held = [(handle, p) for handle, p in zip(alive, moved.tolist(), strict=True) if handle is not None]
-        labels = {int(moved[p]): label for p, label in self.labels.items() if marks[p]}
-        try:
-            self._adopt(columns, len(kept), held, labels)
-        except BaseException:  # Ctrl-C must not leave some handles with new positions and some with old ones
-            self._adopt(columns, len(kept), held, labels)
-            raise
+        return columns
 
-    def _adopt(self, columns: list[array], n_nodes: int, held: list[tuple[Any, int]], labels: dict[int, str]) -> None:
-        """Take columns that hold so many nodes, with their handles and labels. May be called twice with the same."""
-        views = [np.frombuffer(column, column.typecode) for column in columns]
+    def _adopt(
+        self,
+        replaced: np.ndarray | None,
+        columns: list[array],
+        references: list[weakref.ref | None],
+        labels: dict[int, str],
+        n_nodes: int = 0,
+        handles: Sequence[Any] = (),
+        positions: Sequence[int] = (),
+    ) -> None:
+        """Take columns that hold so many nodes, with references to their handles, whose positions are new.
+
+        Declines where the columns whose values were `replaced` are no longer those of the arena: somebody inside made
+        room meanwhile, enough for all.
+        """
+        *tree, numbers, gradients, marks = [np.frombuffer(column, column.typecode) for column in columns]
+        tree = tuple(tree)
+        capacity = len(references)
+        move = map(setattr, handles, repeat("_position"), positions)
+        if self._values is not replaced:
+            return
+        # From here on no Python code can come in between: no call but the last, which stays in C.
         self.codes, self.first, self.second, self.third, self.values, self.gradients, _ = columns
-        *self._tree, self._values, self._gradients, self._marks = views
+        self._tree = tree
+        self._values = numbers
+        self._gradients = gradients
+        self._marks = marks
+        self._handles = references
+        self._is_compacting = self._is_growing = False
         self.n_nodes = n_nodes
-        self.capacity = len(columns[0])
-        self.limit = self.capacity - _OPERATION
+        self.capacity = capacity
+        self.limit = capacity - _OPERATION
         self.labels = labels
-        self._handles: list[weakref.ref | None] = [None] * self.capacity
-        for handle, position in held:
-            self.hold(handle, position)
+        any(move)
 
 
 def _columns(capacity: int) -> list[array]:
     """Columns of zeros: arrays, whose items Python reads and writes fastest, and whose memory NumPy shares."""
     return [array(kind, bytes(capacity * array(kind).itemsize)) for kind in _COLUMNS]
+
+
+def _try(name: str) -> None:
+    """Run a sweep on a single node: one that is not compiled yet would take arrays that are replaced meanwhile."""
+    _tried.add(name)
+    getattr(Arena(), name)(0)
 
 
 def compile_sweeps() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nbbp.cpu.graph import evaluate
+from nbbp.operators import Operators
 from nbbp.scalars import operations as op
 
 __all__ = [
@@ -47,174 +48,13 @@ def is_number(x: Any) -> bool:
     return isinstance(x, (Real, np.bool_))
 
 
-class Arithmetic:
-    """A number under operators, methods and functions; what they do is `_apply`, which subclasses define.
-
-    Comparisons give conditions: numbers that are 1 or 0, for `where`. ``&``, ``|`` and ``~`` combine conditions.
-    """
-
-    __slots__ = ()
-
-    def _apply(self, code: int, *arguments: Any) -> Any:
-        """The result of an operation on numbers of this class and plain ones; NotImplemented for anything else."""
-        raise NotImplementedError
-
-    def __add__(self, other: Any) -> Any:
-        return self._apply(op.ADD, self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return self._apply(op.ADD, other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return self._apply(op.SUBTRACT, self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._apply(op.SUBTRACT, other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return self._apply(op.MULTIPLY, self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return self._apply(op.MULTIPLY, other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return self._apply(op.DIVIDE, self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return self._apply(op.DIVIDE, other, self)
-
-    def __pow__(self, other: Any) -> Any:
-        return self._apply(op.POWER, self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return self._apply(op.POWER, other, self)
-
-    def __neg__(self) -> Any:
-        return self._apply(op.NEGATIVE, self)
-
-    def __pos__(self) -> Any:
-        return self
-
-    def __abs__(self) -> Any:
-        return self._apply(op.ABSOLUTE, self)
-
-    def __lt__(self, other: Any) -> Any:
-        return self._apply(op.LESS, self, other)
-
-    def __le__(self, other: Any) -> Any:
-        return self._apply(op.LESS_EQUAL, self, other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self._apply(op.LESS, other, self)
-
-    def __ge__(self, other: Any) -> Any:
-        return self._apply(op.LESS_EQUAL, other, self)
-
-    def __eq__(self, other: object) -> Any:
-        return self._apply(op.EQUAL, self, other)
-
-    def __ne__(self, other: object) -> Any:
-        same = self._apply(op.EQUAL, self, other)
-        return same if same is NotImplemented else ~same
-
-    __hash__ = None
-
-    def __and__(self, other: Any) -> Any:
-        return self._apply(op.MULTIPLY, self, other)
-
-    def __or__(self, other: Any) -> Any:
-        return self._apply(op.MAXIMUM, self, other)
-
-    __rand__ = __and__
-    __ror__ = __or__
-
-    def __invert__(self) -> Any:
-        return self._apply(op.EQUAL, self, 0.0)
-
-    def __float__(self) -> float:
-        raise TypeError(
-            f"float() would lose how this {type(self).__name__} came about; math.exp and its like call it: "
-            "use np.exp and its like"
-        )
-
-    __int__ = __float__
-
-    def exp(self) -> Any:
-        return self._apply(op.EXP, self)
-
-    def log(self) -> Any:
-        return self._apply(op.LOG, self)
-
-    def tanh(self) -> Any:
-        return self._apply(op.TANH, self)
-
-    def relu(self) -> Any:
-        return self._apply(op.RELU, self)
-
-    def sigmoid(self) -> Any:
-        return self._apply(op.SIGMOID, self)
-
-    def sqrt(self) -> Any:
-        return self._apply(op.SQRT, self)
-
-    def sin(self) -> Any:
-        return self._apply(op.SIN, self)
-
-    def cos(self) -> Any:
-        return self._apply(op.COS, self)
-
-    def expm1(self) -> Any:
-        return self._apply(op.EXPM1, self)
-
-    def log1p(self) -> Any:
-        return self._apply(op.LOG1P, self)
-
-    def erf(self) -> Any:
-        return self._apply(op.ERF, self)
-
-    def softplus(self) -> Any:
-        return self._apply(op.SOFTPLUS, self)
-
-    def sign(self) -> Any:
-        return self._apply(op.SIGN, self)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        function = _OF_NUMPY.get(ufunc.__name__)
-        out = options.pop("out", None)
-        if function is None or method != "__call__" or options:
-            asked = f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
-            raise _unsupported(asked + _with(options), type(self))
-        result = function(*inputs)
-        if out is None:
-            return result
-        if out[0].dtype != object:
-            raise TypeError(f"an array of {out[0].dtype} cannot hold a {type(self).__name__}; make it one of objects")
-        out[0][...] = result
-        return out[0]
-
-    def __array_function__(self, function: Callable, kinds: Any, arguments: tuple, options: dict) -> Any:
-        if function.__name__ not in ("where", "clip") or options:
-            raise _unsupported(f"np.{function.__name__}" + _with(options), type(self))
-        return _OF_NUMPY[function.__name__](*arguments)
-
-
-def _with(options: dict) -> str:
-    return f" with {', '.join(options)}" if options else ""
-
-
-def _unsupported(asked: str, kind: type) -> TypeError:
-    return TypeError(
-        f"{asked} does not work on a {kind.__name__}; of NumPy's functions these do: {', '.join(_OF_NUMPY)}"
-    )
-
-
 def _call(code: int, *arguments: Any) -> Any:
     """Apply an operation to plain numbers, to numbers of one class of `Arithmetic`, or to arrays of such."""
     if any(isinstance(x, np.ndarray) for x in arguments):
         function = np.frompyfunc(lambda *numbers: _call(code, *numbers), len(arguments), 1)
         return function(*(_boxed(x) for x in arguments))
     for x in arguments:
-        if isinstance(x, Arithmetic):
+        if isinstance(x, Operators):
             result = x._apply(code, *arguments)
             break
     else:
@@ -328,15 +168,62 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def clip(x: Any, low: Any, high: Any) -> Any:
-    """Return x, at least low and at most high; None for no such limit."""
+    """Return x, at least low and at most high; None for no such limit. On a limit the derivative is that of x."""
     if low is not None:
-        x = maximum(x, low)
-    return x if high is None else minimum(x, high)
+        if is_number(low) and low == low:
+            x = where(_call(op.LESS, x, low), low, x)
+        else:  # a limit that is NaN goes through
+            x = where(_call(op.LESS_EQUAL, low, x), x, maximum(x, low))
+    if high is not None:
+        if is_number(high) and high == high:
+            x = where(_call(op.LESS, high, x), high, x)
+        else:
+            x = where(_call(op.LESS_EQUAL, x, high), x, minimum(x, high))
+    return x
 
 
 def square(x: Any) -> Any:
     """Return x times x."""
     return x * x
+
+
+def _clip_of_numpy(a: Any, a_min: Any = None, a_max: Any = None, **limits: Any) -> Any:
+    """np.clip, which has two names for each limit."""
+    if limits and (a_min is not None or a_max is not None):
+        raise TypeError("np.clip takes its limits either as a_min and a_max or as min and max")
+    return clip(a, limits.get("min", a_min), limits.get("max", a_max))
+
+
+def _sinh(x: Any) -> Any:
+    return _call(op.MULTIPLY, expm1(x) - expm1(-x), 0.5)
+
+
+def _cosh(x: Any) -> Any:
+    return _call(op.MULTIPLY, exp(x) + exp(-x), 0.5)
+
+
+def _arctanh(x: Any) -> Any:
+    return _call(op.MULTIPLY, log1p(x) - log1p(-x), 0.5)
+
+
+def _logaddexp(a: Any, b: Any) -> Any:
+    apart = maximum(a, b) + softplus(-absolute(a - b))
+    return where(equal(a, b), (a + b) * 0.5 + math.log(2.0), apart)  # infinities have no difference
+
+
+def _logaddexp2(a: Any, b: Any) -> Any:
+    return _logaddexp(a * math.log(2.0), b * math.log(2.0)) * (1.0 / math.log(2.0))
+
+
+def _hypot(a: Any, b: Any) -> Any:
+    a, b = absolute(a), absolute(b)
+    greater, smaller = maximum(a, b), minimum(a, b)
+    apart = greater * sqrt(square(smaller / greater) + 1.0)  # nothing overflows
+    return where(equal(a, b), (a + b) * math.sqrt(0.5), apart)
+
+
+def _heaviside(x: Any, at_zero: Any) -> Any:
+    return where(equal(x, 0.0), at_zero, (sign(x) + 1.0) * 0.5)
 
 
 def _not(condition: Any) -> Any:
@@ -356,6 +243,7 @@ _OF_NUMPY: dict[str, Callable] = {
     "square": square,
     "sqrt": sqrt,
     "exp": exp,
+    "hypot": _hypot,
     "exp2": lambda x: _call(op.POWER, 2.0, x),
     "expm1": expm1,
     "log": log,
@@ -365,13 +253,23 @@ _OF_NUMPY: dict[str, Callable] = {
     "sin": sin,
     "cos": cos,
     "tan": lambda x: _call(op.DIVIDE, sin(x), cos(x)),
+    "sinh": _sinh,
+    "cosh": _cosh,
     "tanh": tanh,
+    "arctanh": _arctanh,
+    "logaddexp": _logaddexp,
+    "logaddexp2": _logaddexp2,
+    "degrees": lambda x: _call(op.MULTIPLY, x, 180.0 / math.pi),
+    "radians": lambda x: _call(op.MULTIPLY, x, math.pi / 180.0),
+    "rad2deg": lambda x: _call(op.MULTIPLY, x, 180.0 / math.pi),
+    "deg2rad": lambda x: _call(op.MULTIPLY, x, math.pi / 180.0),
     "absolute": absolute,
     "fabs": absolute,
     "sign": sign,
+    "heaviside": _heaviside,
     "maximum": maximum,
     "minimum": minimum,
-    "clip": clip,
+    "clip": _clip_of_numpy,
     "where": where,
     "less": lambda a, b: _call(op.LESS, a, b),
     "less_equal": lambda a, b: _call(op.LESS_EQUAL, a, b),
@@ -383,3 +281,48 @@ _OF_NUMPY: dict[str, Callable] = {
     "logical_or": lambda a, b: _call(op.MAXIMUM, _not(_not(a)), _not(_not(b))),
     "logical_not": _not,
 }
+#: Functions that are asked as functions and not as ufuncs, with the keywords that they take here.
+_KEYWORDS = {"where": frozenset(), "clip": frozenset({"a", "a_min", "a_max", "min", "max"})}
+#: What some of scipy.special is called in nbbp.autodiff.
+_OF_SCIPY = {"erf": "erf", "expit": "sigmoid"}
+
+
+class Arithmetic(Operators):
+    """A number under operators, methods and functions, those of NumPy too; what they do is `_apply`."""
+
+    __slots__ = ()
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        function = _OF_NUMPY.get(ufunc.__name__)
+        out = options.pop("out", None)
+        if ufunc.__name__ in _OF_SCIPY:
+            raise TypeError(
+                f"SciPy's {ufunc.__name__} does not work on a {type(self).__name__}: "
+                f"use nbbp.autodiff.{_OF_SCIPY[ufunc.__name__]}"
+            )
+        if function is None or method != "__call__" or options:
+            asked = f"np.{ufunc.__name__}" + ("" if method == "__call__" else f".{method}")
+            raise _unsupported(asked + _with(options), type(self))
+        result = function(*inputs)
+        if out is None:
+            return result
+        if out[0].dtype != object:
+            raise TypeError(f"an array of {out[0].dtype} cannot hold a {type(self).__name__}; make it one of objects")
+        out[0][...] = result
+        return out[0]
+
+    def __array_function__(self, function: Callable, kinds: Any, arguments: tuple, options: dict) -> Any:
+        name = function.__name__
+        if name not in _KEYWORDS or not _KEYWORDS[name].issuperset(options):
+            raise _unsupported(f"np.{name}" + _with(options), type(self))
+        return _OF_NUMPY[name](*arguments, **options)
+
+
+def _with(options: dict) -> str:
+    return f" with {', '.join(options)}" if options else ""
+
+
+def _unsupported(asked: str, kind: type) -> TypeError:
+    return TypeError(
+        f"{asked} does not work on a {kind.__name__}; of NumPy's functions these do: {', '.join(_OF_NUMPY)}"
+    )

@@ -14,8 +14,9 @@ take Python's operators, the functions of this module and NumPy's.
 
 from __future__ import annotations
 
+import functools
+from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,8 @@ from nbbp.arithmetic import (
     tanh,
     where,
 )
-from nbbp.cpu.graph import evaluate, evaluate_dual
+from nbbp.cpu.graph import evaluate
+from nbbp.duals import Dual, derivative
 from nbbp.scalars.operations import CONSTANT, INPUT, OPERATIONS, Node
 from nbbp.tracing import trace
 
@@ -105,6 +107,29 @@ _NONE = object()
 _new = object.__new__
 
 
+def _keeping_positions(method: Callable) -> Callable:
+    """A method that positions of the arena stay the same in, whatever signal handlers and finalizers do meanwhile."""
+
+    @functools.wraps(method)
+    def keeping(self: Any) -> Any:
+        with _LOCK:
+            depth = _ARENA.depth
+            _ARENA.depth = depth + 1
+            try:
+                if depth:
+                    _ARENA.make_room_inside()
+                return method(self)
+            finally:
+                _ARENA.depth = depth
+
+    return keeping
+
+
+def _float(number: Any) -> float:
+    """The number as an array takes it: without reading text."""
+    return array("d", (number,))[0]
+
+
 class Value(Arithmetic):
     """A number in a graph that is defined by running it.
 
@@ -117,37 +142,60 @@ class Value(Arithmetic):
     Parameters
     ----------
     data : float
+    _children : str or tuple
+        In this place comes the label too; or, as in micrograd, an empty tuple. What is computed knows its children.
+    _op : str
+        Ignored, for the same reason.
     label : str
         What drawings call it.
     """
 
     __slots__ = ("__weakref__", "_position")
 
-    def __init__(self, data: float, label: str = "") -> None:
+    def __init__(self, data: float, _children: str | tuple = (), _op: str = "", label: str = "") -> None:
         if not is_number(data):
             raise TypeError(f"a Value holds one real number, got {type(data).__name__}: {data!r}")
+        if _children:
+            if not isinstance(_children, str):
+                raise TypeError("a Value that is made of a number has no children; compute it from them, by operators")
+            label = label or _children
+        number = float(data)
         with _LOCK:
-            if _ARENA.n_nodes > _ARENA.limit:
-                _ARENA.make_room()
-            _ARENA.append(INPUT, 0, 0, 0, float(data), self)
-            if label:
-                self.label = label
+            depth = _ARENA.depth
+            _ARENA.depth = depth + 1
+            try:
+                if depth:
+                    _ARENA.make_room_inside()
+                elif _ARENA.n_nodes > _ARENA.limit:
+                    _ARENA.make_room()
+                _ARENA.append(INPUT, 0, 0, 0, number, self)
+                if label:
+                    self.label = label
+            finally:
+                _ARENA.depth = depth
 
     def _apply(self, code: int, a: Any, b: Any = _NONE, c: Any = _NONE) -> Any:
         # Written for speed: this is all that building a graph costs.
         with _LOCK:
-            if _ARENA.n_nodes > _ARENA.limit:
-                _ARENA.make_room()
-            first = a._position if type(a) is Value else _position_of(a)
-            second = first if b is _NONE else (b._position if type(b) is Value else _position_of(b))
-            third = first if c is _NONE else (c._position if type(c) is Value else _position_of(c))
-            if first is None or second is None or third is None:
-                return NotImplemented
-            values = _ARENA.values
-            number = evaluate(code, values[first], values[second], values[third])
-            result = _new(Value)
-            _ARENA.append(code, first, second, third, number, result)
-            return result
+            depth = _ARENA.depth
+            _ARENA.depth = depth + 1
+            try:
+                if depth:
+                    _ARENA.make_room_inside()
+                elif _ARENA.n_nodes > _ARENA.limit:
+                    _ARENA.make_room()
+                first = a._position if type(a) is Value else _position_of(a)
+                second = first if b is _NONE else (b._position if type(b) is Value else _position_of(b))
+                third = first if c is _NONE else (c._position if type(c) is Value else _position_of(c))
+                if first is None or second is None or third is None:
+                    return NotImplemented
+                values = _ARENA.values
+                number = evaluate(code, values[first], values[second], values[third])
+                result = _new(Value)
+                _ARENA.append(code, first, second, third, number, result)
+                return result
+            finally:
+                _ARENA.depth = depth
 
     @property
     def data(self) -> float:
@@ -157,7 +205,11 @@ class Value(Arithmetic):
 
     @data.setter
     def data(self, number: float) -> None:
+        if type(number) is not float:
+            number = _float(number)
         with _LOCK:
+            if _ARENA.depth:
+                _ARENA.make_room_inside()
             _ARENA.values[self._position] = number
 
     @property
@@ -168,7 +220,11 @@ class Value(Arithmetic):
 
     @grad.setter
     def grad(self, number: float) -> None:
+        if type(number) is not float:
+            number = _float(number)
         with _LOCK:
+            if _ARENA.depth:
+                _ARENA.make_room_inside()
             _ARENA.gradients[self._position] = number
 
     @property
@@ -179,23 +235,26 @@ class Value(Arithmetic):
 
     @label.setter
     def label(self, text: str) -> None:
+        text = str(text)
         with _LOCK:
-            _ARENA.labels[self._position] = str(text)
+            if _ARENA.depth:
+                _ARENA.make_room_inside()
+            _ARENA.labels[self._position] = text
 
+    @_keeping_positions
     def backward(self) -> None:
         """Differentiate this value by all that it depends on, into their `grad`.
 
         An input's is added to what it holds, so set it to 0 between steps; those of operations are fresh. Values that
         this one does not depend on keep theirs.
         """
-        with _LOCK:
-            _ARENA.backward(self._position)
+        _ARENA.backward(self._position)
 
+    @_keeping_positions
     def forward(self) -> float:
         """Compute this value again, from inputs whose data were assigned to; returns it."""
-        with _LOCK:
-            _ARENA.forward(self._position)
-            return self.data
+        _ARENA.forward(self._position)
+        return self.data
 
     @property
     def graph(self) -> Graph:
@@ -209,9 +268,9 @@ class Value(Arithmetic):
         return _SYMBOLS.get(name, name)
 
     @property
+    @_keeping_positions
     def _prev(self) -> set[Value]:
-        with _LOCK:
-            return {_value_at(position) for position in _arguments(self._position)}
+        return {_value_at(position) for position in _arguments(self._position)}
 
     __eq__ = object.__eq__
     __ne__ = object.__ne__
@@ -263,32 +322,32 @@ class Graph:
             raise TypeError(f"a graph is that of a Value, got {type(value).__name__}")
         self.value = value
 
+    @_keeping_positions
     def __len__(self) -> int:
-        with _LOCK:
-            return len(_ARENA.reachable(self.value._position))
+        return len(_ARENA.reachable(self.value._position))
 
     @property
+    @_keeping_positions
     def nodes(self) -> tuple[Node, ...]:
         """The nodes in topological order; inputs are numbered in the order in which they were made."""
-        with _LOCK:
-            positions = _ARENA.reachable(self.value._position)
-            new = {position: k for k, position in enumerate(positions)}
-            nodes = []
-            n_inputs = 0
-            for position in positions:
-                code = _ARENA.codes[position]
-                number = _ARENA.values[position] if code == CONSTANT else 0.0
-                if code == INPUT:
-                    number = float(n_inputs)
-                    n_inputs += 1
-                nodes.append(Node(_NAMES[code], tuple(new[p] for p in _arguments(position)), number))
-            return tuple(nodes)
+        positions = _ARENA.reachable(self.value._position)
+        new = {position: k for k, position in enumerate(positions)}
+        nodes = []
+        n_inputs = 0
+        for position in positions:
+            code = _ARENA.codes[position]
+            number = _ARENA.values[position] if code == CONSTANT else 0.0
+            if code == INPUT:
+                number = float(n_inputs)
+                n_inputs += 1
+            nodes.append(Node(_NAMES[code], tuple(new[p] for p in _arguments(position)), number))
+        return tuple(nodes)
 
     @property
+    @_keeping_positions
     def values(self) -> tuple[Value, ...]:
         """The values of the nodes, in the same order."""
-        with _LOCK:
-            return tuple([_value_at(position) for position in _ARENA.reachable(self.value._position)])
+        return tuple([_value_at(position) for position in _ARENA.reachable(self.value._position)])
 
     def forward(self) -> float:
         """Compute all again; see `Value.forward`."""
@@ -318,58 +377,3 @@ class Graph:
         from nbbp import graph_drawing
 
         return graph_drawing.plot_graph(self, path, axes)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Dual(Arithmetic):
-    """A number with its derivative by some input (forward mode): what is computed from duals has both.
-
-    Attributes
-    ----------
-    value : float
-    derivative : float
-        1 for the input itself, 0 for what does not depend on it.
-    """
-
-    value: float
-    derivative: float = 0.0
-
-    def _apply(self, code: int, *arguments: Any) -> Any:
-        values, derivatives = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
-        for k, x in enumerate(arguments):
-            if isinstance(x, Dual):
-                values[k], derivatives[k] = float(x.value), float(x.derivative)
-            elif is_number(x):
-                values[k] = float(x)
-            else:
-                return NotImplemented
-        return Dual(*evaluate_dual(code, *values, *derivatives))
-
-    def __bool__(self) -> bool:
-        return self.value != 0.0
-
-
-def derivative(function: Callable, x: float) -> tuple[float, float]:
-    """Differentiate a function of one number by forward mode.
-
-    Parameters
-    ----------
-    function : callable
-        Takes one number and returns one.
-    x : float
-
-    Returns
-    -------
-    value, derivative : float
-
-    Raises
-    ------
-    TypeError
-        The function does not return a number.
-    """
-    result = function(Dual(float(x), 1.0))
-    if is_number(result):
-        return float(result), 0.0
-    if not isinstance(result, Dual):
-        raise TypeError(f"a function to differentiate returns one number; this one returned {type(result).__name__}")
-    return result.value, result.derivative

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 from nbbp import autodiff, graph_drawing
-from nbbp.arena import Arena
 from nbbp.autodiff import Dual, Graph, Value
-from nbbp.scalars.operations import CONSTANT, INPUT
 
 
 class Neuron:
@@ -105,6 +103,25 @@ def test_what_micrograd_calls_things():
     (inner,) = (product * 2 + 0).tanh()._prev  # nobody holds this sum but the graph
     assert inner.data == -12.0
     assert {type(v) for v in inner._prev} == {Value}
+
+
+def test_values_are_made_as_micrograd_makes_them():
+    for x in (Value(2.0, (), "+"), Value(2.0, _children=(), _op="+"), Value(data=2.0), Value(2.0, set(), "", "")):
+        assert (x.data, x.label, x._op, x._prev) == (2.0, "", "", set())
+    for x in (Value(2.0, "x"), Value(2.0, label="x"), Value(2.0, (), "+", label="x"), Value(2.0, (), "", "x")):
+        assert (x.data, x.label) == (2.0, "x")
+    with pytest.raises(TypeError, match="has no children; compute it from them"):
+        Value(2.0, (x, x), "+")
+
+
+def test_the_exponent_of_a_negative_base_does_not_spoil_its_gradient():
+    x, exponent = Value(-2.0), Value(3.0)
+    (x**3 + 1.0 * x).backward()
+    assert x.grad == 13.0
+    x.grad = 0.0
+    (x**exponent).backward()
+    assert x.grad == 12.0
+    assert math.isnan(exponent.grad)
 
 
 def test_values_decide_by_their_numbers():
@@ -223,38 +240,6 @@ def test_gradients_survive_compaction_and_new_values_have_none():
     del junk, value
     autodiff._ARENA.make_room()
     assert all(Value(1.0).grad == 0.0 for _ in range(5000))
-
-
-class Handle:
-    """Stands for a node; Ctrl-C comes when its position is set for the n-th time."""
-
-    def __init__(self, n=0):
-        self.countdown = n
-
-    @property
-    def _position(self):
-        return self.position
-
-    @_position.setter
-    def _position(self, position):
-        self.position = position
-        self.countdown -= 1
-        if self.countdown == 0:
-            raise KeyboardInterrupt
-
-
-def test_an_interrupt_does_not_tear_handles_from_their_nodes():
-    arena = Arena()
-    handles = [Handle(), Handle(n=2), Handle()]
-    for k, handle in enumerate(handles):
-        arena.append(CONSTANT, 0, 0, 0, -1.0)  # to be dropped
-        arena.append(INPUT, 0, 0, 0, float(k), handle)
-    with pytest.raises(KeyboardInterrupt):
-        arena.make_room()
-    assert [handle.position for handle in handles] == [0, 1, 2]
-    assert [arena.values[handle.position] for handle in handles] == [0.0, 1.0, 2.0]
-    assert [arena.holder(k) for k in range(3)] == handles
-    assert arena.n_nodes == 3
 
 
 def test_threads_build_graphs_at_the_same_time():

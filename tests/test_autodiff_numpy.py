@@ -9,6 +9,7 @@ import pytest
 from nbbp import autodiff
 from nbbp.arithmetic import _OF_NUMPY
 from nbbp.autodiff import Dual, Node, Value, trace
+from nbbp.scalars.differentiation import derivative as differentiate
 from nbbp.scalars.operations import OPERATIONS
 
 POINTS = {1: ((0.7,), (1.3,)), 2: ((0.7, 1.3), (1.3, 0.7), (1.0, 1.0)), 3: ((0.0, 2.0, 3.0), (1.0, 2.0, 3.0))}
@@ -56,6 +57,8 @@ def test_functions_of_numpy(name):
     for point in POINTS[n]:
         if name == "clip":
             point = (2.5, point[1], point[2])
+        if name == "arctanh":
+            point = (point[0] / 2,)
         expected = function(*point)
         values = [Value(x) for x in point]
         results = [
@@ -114,6 +117,82 @@ def test_clip_without_a_limit():
     assert np.clip(Value(3.0), None, 1.0).data == 1.0
     assert autodiff.clip(-3.0, 1.0, None) == 1.0
     assert autodiff.derivative(lambda x: np.clip(x, 0.0, 2.0) * 3.0, 1.5) == (4.5, 3.0)
+
+
+@pytest.mark.parametrize(("x", "slope"), [(-1.0, 0.0), (0.0, 1.0), (3.0, 1.0), (6.0, 1.0), (7.0, 0.0)])
+def test_clip_has_the_derivative_of_pytorch_on_its_limits(x, slope):
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor(x, requires_grad=True)
+    torch.clamp(tensor, 0.0, 6.0).backward()
+    assert tensor.grad.item() == slope
+    value = Value(x)
+    np.clip(value, 0.0, 6.0).backward()
+    assert value.grad == slope
+    assert autodiff.derivative(lambda z: np.clip(z, 0.0, 6.0), x) == (min(max(x, 0.0), 6.0), slope)
+    assert evaluate(differentiate(trace(lambda z: np.clip(z, 0.0, 6.0), 1)), x) == slope
+    limits = Value(0.0), Value(6.0)
+    value.grad = 0.0
+    np.clip(value, *limits).backward()
+    assert (value.grad, limits[0].grad, limits[1].grad) == (slope, float(x < 0), float(x > 6))
+    assert evaluate(differentiate(trace(np.clip, 3)), x, 0.0, 6.0) == slope
+
+
+def test_clip_lets_nan_through():
+    for point in ((math.nan, 0.0, 6.0), (3.0, math.nan, 6.0), (3.0, 0.0, math.nan)):
+        assert math.isnan(autodiff.clip(Value(point[0]), *point[1:]).data)
+        assert math.isnan(autodiff.clip(*point))
+        assert math.isnan(np.clip(*(Value(x) for x in point)).data)
+    assert np.clip(Value(3.0), 5.0, 1.0).data == np.clip(3.0, 5.0, 1.0) == 1.0
+
+
+def test_clip_takes_the_keywords_of_numpy():
+    assert np.clip(Value(3.0), a_min=0.0, a_max=2.0).data == 2.0
+    assert np.clip(a=Value(3.0), a_min=4.0, a_max=None).data == 4.0
+    if np.lib.NumpyVersion(np.__version__) >= "2.1.0":
+        assert np.clip(Value(3.0), max=2.0).data == 2.0
+        assert np.clip(Value(3.0), min=4.0, max=5.0).data == 4.0
+        with pytest.raises(TypeError, match="either as a_min and a_max or as min and max"):
+            np.clip(Value(3.0), 0.0, 1.0, max=2.0)
+    with pytest.raises(TypeError, match=r"np.clip with out does not work"):
+        np.clip(Value(3.0), 0.0, 1.0, out=np.zeros(()))
+
+
+@pytest.mark.parametrize(
+    ("function", "point", "gradient"),
+    [
+        (np.sinh, (0.7,), [math.cosh(0.7)]),
+        (np.sinh, (1e-12,), [1.0]),
+        (np.cosh, (0.7,), [math.sinh(0.7)]),
+        (np.arctanh, (0.5,), [4 / 3]),
+        (np.logaddexp, (2.0, 2.0), [0.5, 0.5]),
+        (np.logaddexp, (-1e20, 1.0), [0.0, 1.0]),
+        (np.logaddexp, (1.0, -math.inf), [1.0, 0.0]),
+        (np.logaddexp, (-math.inf, -math.inf), [0.5, 0.5]),
+        (np.logaddexp2, (1.0, 1.0), [0.5, 0.5]),
+        (np.hypot, (-3.0, 4.0), [-0.6, 0.8]),
+        (np.hypot, (3e200, 4e200), [0.6, 0.8]),
+        (np.hypot, (2.0, 2.0), [math.sqrt(0.5), math.sqrt(0.5)]),
+        (np.hypot, (0.0, 0.0), [0.0, 0.0]),
+        (np.hypot, (math.inf, 1.0), [math.nan, math.nan]),
+        (np.heaviside, (0.0, 0.25), [0.0, 1.0]),
+        (np.heaviside, (-2.0, 0.25), [0.0, 0.0]),
+    ],
+)
+def test_derivatives_of_what_is_made_of_other_operations(function, point, gradient):
+    values = [Value(x) for x in point]
+    result = function(*values)
+    result.backward()
+    np.testing.assert_allclose(result.data, function(*point), rtol=1e-15)
+    np.testing.assert_allclose([value.grad for value in values], gradient, rtol=1e-14, atol=1e-15)
+
+
+def test_functions_of_scipy_are_told_what_they_are_called_here():
+    special = pytest.importorskip("scipy.special")
+    for x in (Value(0.5), Dual(0.5)):
+        with pytest.raises(TypeError, match=r"SciPy's erf does not work on a (Value|Dual): use nbbp.autodiff.erf"):
+            special.erf(x)
+        with pytest.raises(TypeError, match=r"use nbbp\.autodiff\.sigmoid"):
+            special.expit(x)
 
 
 def softsign_or_swish(x, beta):

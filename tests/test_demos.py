@@ -43,3 +43,28 @@ def test_demo(name, tmp_path):
     picture = tmp_path / f"{name}.png"
     assert f"picture: {picture}" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("custom_function", "--seeds"),
+        ("custom_function", "--epochs"),
+        ("inside_njit", "--generations"),
+        ("neural_ode", "--updates"),
+    ],
+)
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_counts_below_1_are_refused(name, option, count, tmp_path):
+    pytest.importorskip("matplotlib")
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(DEMOS.parent)}
+    done = subprocess.run(
+        [sys.executable, DEMOS / f"{name}.py", option, count, "--output", tmp_path],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert f"error: {option} must be at least 1" in done.stderr
