@@ -107,22 +107,24 @@ class Arena:
 
     def make_room(self) -> None:
         """Drop what no handle depends on; positions change. At least half of the arrays is free afterwards."""
-        values = self._values
+        # All of one moment, which stays as it is: what is made meanwhile makes `_adopt` decline.
+        n_nodes, tree, values, gradients = self.n_nodes, self._tree, self._values, self._gradients
+        held, labelled = self._handles, self.labels
         self._is_compacting = True
         try:
-            # The handles stay alive until they have moved; what is made meanwhile makes `_adopt` decline.
-            alive = [None if reference is None else reference() for reference in self._handles[: self.n_nodes]]
+            # The handles stay alive until they have moved.
+            alive = [None if reference is None else reference() for reference in held[:n_nodes]]
             marks = np.array([handle is not None for handle in alive], np.uint8)
-            graph.mark_arguments(*self._tree, marks)
+            graph.mark_arguments(*tree, marks)
             kept = np.flatnonzero(marks)
             moved = np.cumsum(marks, dtype=np.int32) - np.int32(1)
             capacity = _SMALLEST
             while capacity < 2 * len(kept):
                 capacity *= 2
-            columns = self._copy(capacity, kept, moved)
-            references = [self._handles[p] for p in kept.tolist()]
+            columns = _copy(tree, values, gradients, capacity, kept, moved)
+            references = [held[p] for p in kept.tolist()]
             references.extend([None] * (capacity - len(kept)))
-            labels = {int(moved[p]): label for p, label in self.labels.copy().items() if marks[p]}
+            labels = {int(moved[p]): label for p, label in labelled.copy().items() if marks[p]}
             positions = [p for handle, p in zip(alive, moved.tolist(), strict=True) if handle is not None]
             handles = [handle for handle in alive if handle is not None]
             self._adopt(values, columns, references, labels, len(kept), handles, positions)
@@ -138,26 +140,16 @@ class Arena:
             self.make_room()
         if not self._is_growing and self.n_nodes + _OPERATION * (self.depth + 1) <= self.capacity:
             return
-        values = self._values
+        n_nodes, tree, values, gradients = self.n_nodes, self._tree, self._values, self._gradients
+        held, capacity = self._handles, 2 * self.capacity
         self._is_growing = True
-        kept = np.arange(self.n_nodes, dtype=np.int32)
-        capacity = 2 * self.capacity
-        while capacity < len(kept) + 2 * _OPERATION * (self.depth + 1):
+        kept = np.arange(n_nodes, dtype=np.int32)
+        while capacity < n_nodes + 2 * _OPERATION * (self.depth + 1):
             capacity *= 2
-        columns = self._copy(capacity, kept, kept)
-        references = self._handles[: len(kept)]
-        references.extend([None] * (capacity - len(kept)))
-        self._adopt(values, columns, references, self.labels, len(kept))
-
-    def _copy(self, capacity: int, kept: np.ndarray, moved: np.ndarray) -> list[array]:
-        """New columns with the nodes at positions `kept`, whose arguments are now at ``moved[argument]``."""
-        columns = _columns(capacity)
-        codes, *arguments, values, gradients, _ = (np.frombuffer(column, column.typecode) for column in columns)
-        for new, old in ((codes, self._tree[0]), (values, self._values), (gradients, self._gradients)):
-            new[: len(kept)] = old[kept]
-        for new, old in zip(arguments, self._tree[1:], strict=True):
-            new[: len(kept)] = moved[old[kept]]
-        return columns
+        columns = _copy(tree, values, gradients, capacity, kept, kept)
+        references = held[:n_nodes]
+        references.extend([None] * (capacity - n_nodes))
+        self._adopt(values, columns, references, self.labels, n_nodes)
 
     def _adopt(
         self,
@@ -198,6 +190,24 @@ class Arena:
 def _columns(capacity: int) -> list[array]:
     """Columns of zeros: arrays, whose items Python reads and writes fastest, and whose memory NumPy shares."""
     return [array(kind, bytes(capacity * array(kind).itemsize)) for kind in _COLUMNS]
+
+
+def _copy(
+    tree: tuple[np.ndarray, ...],
+    values: np.ndarray,
+    gradients: np.ndarray,
+    capacity: int,
+    kept: np.ndarray,
+    moved: np.ndarray,
+) -> list[array]:
+    """New columns with the nodes at positions `kept`, whose arguments are now at ``moved[argument]``."""
+    columns = _columns(capacity)
+    codes, *arguments, new_values, new_gradients, _ = (np.frombuffer(column, column.typecode) for column in columns)
+    for new, old in ((codes, tree[0]), (new_values, values), (new_gradients, gradients)):
+        new[: len(kept)] = old[kept]
+    for new, old in zip(arguments, tree[1:], strict=True):
+        new[: len(kept)] = moved[old[kept]]
+    return columns
 
 
 def _try(name: str) -> None:

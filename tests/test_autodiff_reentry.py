@@ -23,13 +23,14 @@ def small(monkeypatch):
 
 
 def start_anew(monkeypatch):
-    """Let the next operation find the arena full, after most of what it holds was dropped."""
+    """Let the next operation find the arena full, after most of what it holds was dropped: it will shrink."""
     fresh = Arena()
     monkeypatch.setattr(autodiff, "_ARENA", fresh)
     monkeypatch.setattr(autodiff, "_LOCK", fresh.lock)
-    junk = [Value(1.0) for _ in range(30)]
+    junk = [Value(1.0) for _ in range(100)]
     x, y, other = Value(2.0, label="x"), Value(3.0), Value(0.5)
     junk.extend(Value(1.0) for _ in range(fresh.limit + 1 - fresh.n_nodes))
+    assert fresh.capacity > 64
     return x, y, other
 
 
