@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -294,7 +293,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few and short repeats")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results")
     arguments = parser.parse_args()
-    os.environ.update(environment(1))
     keep_to_cores(1)
     results = measure(arguments.quick)
     text = table(results)

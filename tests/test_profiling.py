@@ -1,7 +1,6 @@
 """The measurements themselves: their arithmetic, reference and tables, and one small run of the whole."""
 
 import json
-import os
 import sys
 
 import numpy as np
@@ -192,7 +191,6 @@ def test_the_whole_script(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_script_of_the_sample_engine(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample_engine.py", "--quick", "--output", str(tmp_path)])
-    monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(sample_engine, "keep_to_cores", lambda n_threads: None)
     monkeypatch.setattr(sample_engine, "ROWS", dict(list(sample_engine.ROWS.items())[:4]))
     sample_engine.main()
