@@ -3,8 +3,8 @@
     python profiling/sample_engine.py [--quick] [--output profiling/results]
 
 Every function of ``model.as_njit()`` that is timed is first held against a float64 reference in NumPy. Then it runs in
-an ``@njit`` loop over 64 samples in turn, one core, float32; the best of a second's repeats counts. Layers are dense with
-tanh, the last one of a network linear. "Alone" is a layer whose calls may overlap in the processor, as those of
+an ``@njit`` loop over 64 samples in turn, one core, float32; the best of a second's repeats counts. Layers are dense
+with tanh, the last one of a network linear. "Alone" is a layer whose calls may overlap in the processor, as those of
 independent samples do; "in a chain" is a quarter of four such layers, which wait for each other. PyTorch, where it is
 installed, makes the same updates one sample at a time.
 
