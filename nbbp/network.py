@@ -182,6 +182,13 @@ class Sequential:
             raise ValueError("this network has no parameters: there is nothing to train")
         return tuple(parameters)
 
+    def first_not_finite(self, flat: np.ndarray) -> str | None:
+        """Name of the first parameter in a flat buffer (n_parameters,) that holds NaN or infinity."""
+        for parameter in self.parameters:
+            if not np.isfinite(parameter.view(flat)).all():
+                return parameter.name
+        return None
+
     @property
     def n_parameters(self) -> int:
         """How many numbers all parameters hold together: the length of the flat buffer."""

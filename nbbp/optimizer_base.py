@@ -226,13 +226,17 @@ class Optimizer:
         steps = np.arange(first_step, first_step + n_steps, dtype=np.float64)
         rates = np.full(n_steps, settings.learning_rate)
         table = np.zeros((n_steps, N_COLUMNS))
-        table[:, COUPLED_L2] = 0.0 if self.decoupled else settings.weight_decay
-        table[:, L1] = settings.l1
-        table[:, DECOUPLED] = 1.0 - rates * settings.weight_decay if self.decoupled else 1.0
+        table[:, COUPLED_L2], table[:, L1], table[:, DECOUPLED] = self.penalties(settings, rates)
         values_of_steps = COEFFICIENTS[self.rule](steps, rates, self.rule_settings)
         for column, values in enumerate(values_of_steps, start=RULE):
             table[:, column] = values
         return table
+
+    def penalties(self, settings: Settings, rate: Any) -> tuple:
+        """The first three columns of that table, at this learning rate: a number, or one for each step."""
+        if self.decoupled:
+            return 0.0, settings.l1, 1.0 - rate * settings.weight_decay
+        return settings.weight_decay, settings.l1, 1.0
 
     @property
     def rule_settings(self) -> tuple[float, ...]:

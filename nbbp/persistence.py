@@ -124,9 +124,9 @@ def _digest(text: str, *arrays: np.ndarray) -> str:
 
 def _check_finite(network: Sequential, parameters: np.ndarray) -> None:
     """Of the parameters (n_parameters,) only: a slot holds infinity where a mean square has outgrown its dtype."""
-    for parameter in network.parameters:
-        if not np.isfinite(parameter.view(parameters)).all():
-            raise ValueError(f"parameter {parameter.name} holds NaN or infinity; expected numbers")
+    bad = network.first_not_finite(parameters)
+    if bad is not None:
+        raise ValueError(f"parameter {bad} holds NaN or infinity; expected numbers")
 
 
 # reading ----------------------------------------------------------------------------------------------------

@@ -161,9 +161,9 @@ class Session:
         ValueError
             If there are none: a parameter holds NaN or infinity.
         """
-        for parameter in self.network.parameters:
-            if not np.isfinite(parameter.view(self.parameters)).all():
-                raise ValueError(f"parameter {parameter.name} holds NaN or infinity; expected numbers before training")
+        bad = self.network.first_not_finite(self.parameters)
+        if bad is not None:
+            raise ValueError(f"parameter {bad} holds NaN or infinity; expected numbers before training")
         if self.good_parameters is None:
             self.good_parameters = aligned(len(self.parameters), self.dtype)
         self.good_parameters[:] = self.parameters

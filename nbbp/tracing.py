@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbbp.arithmetic import Arithmetic, is_number
-from nbbp.scalars.operations import CONSTANT, INPUT, MULTIPLY, OPERATIONS, Node
+from nbbp.scalars.operations import CONSTANT, INPUT, MULTIPLY, OPERATIONS, Node, needed
 
 __all__ = ["Symbol", "trace"]
 
@@ -86,17 +86,4 @@ def trace(function: Callable, n_inputs: int) -> tuple[Node, ...]:
         raise TypeError(f"a formula returns one number, made of its arguments; this one returned {came}")
     if result._position < n_inputs - 1:
         result = result._apply(MULTIPLY, result, 1.0)  # the result has to be last
-    return _needed(nodes, n_inputs, result._position)
-
-
-def _needed(nodes: list[Node], n_inputs: int, result: int) -> tuple[Node, ...]:
-    """The inputs and what the result depends on, with positions among themselves."""
-    needed = {*range(n_inputs), result}
-    for position in range(result, -1, -1):
-        if position in needed:
-            needed.update(nodes[position].arguments)
-    new = {position: k for k, position in enumerate(sorted(needed))}
-    return tuple(
-        Node(nodes[position].operation, tuple(new[p] for p in nodes[position].arguments), nodes[position].number)
-        for position in new
-    )
+    return needed(nodes, n_inputs, result._position)

@@ -84,7 +84,11 @@ class Emitter:
         return self.builder.gep(start, [self.index(i)])
 
     def settle(self, buffer: ir.Value) -> ir.Value:
-        """The same buffer, out of LLVM's sight."""
+        """The same buffer, as memory that LLVM cannot see into: it stays memory.
+
+        Else LLVM keeps a small buffer in a register and shuffles that for each number to be broadcast, where a load
+        would broadcast it for free.
+        """
         kind = ir.FunctionType(buffer.type, [buffer.type])
         return self.builder.asm(kind, "", "=r,0,~{memory}", [buffer], side_effect=True)
 
@@ -161,10 +165,10 @@ class Emitter:
     # loops -----------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def loop(self, stop: int, stride: int = 1) -> Iterator[ir.Value]:
-        """``for i in range(0, stop, stride)``."""
-        with cgutils.for_range_slice(self.builder, simd.INT64(0), simd.INT64(stop), simd.INT64(stride)) as (i, _):
-            yield i
+    def loop(self, stop: int) -> Iterator[ir.Value]:
+        """``for i in range(stop)``."""
+        with cgutils.for_range(self.builder, simd.INT64(stop)) as turn:
+            yield turn.index
 
     def accumulate(
         self, n: int, sums: list[ir.Value], body: Callable[[int | ir.Value, list[ir.Value]], list[ir.Value]],

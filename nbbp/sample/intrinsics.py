@@ -139,9 +139,10 @@ def loss_and_gradient(typing_context, structure, numbers, like, parameters, x, t
     require_flat("parameters", parameters, like, mutable=False)
     require_vector("x", x)
     require_flat("gradient", gradient, like)
-    if literals(structure) is None:
+    entries = literals(structure)
+    if entries is None:
         return None
-    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
+    require_target(target, plan.ends(entries)[1], code.literal_value in ROW_WISE)
 
     def codegen(context, builder, signature, arguments):
         emit, network, x = begin(context, builder, signature, arguments)
@@ -164,9 +165,10 @@ def train(
     require_flat("parameters", parameters, like)
     require_vector("x", x)
     require_flat("slots", slots, like)
-    if literals(structure) is None:
+    entries = literals(structure)
+    if entries is None:
         return None
-    require_target(target, plan.ends(literals(structure))[1], code.literal_value in ROW_WISE)
+    require_target(target, plan.ends(entries)[1], code.literal_value in ROW_WISE)
     if not isinstance(step, types.Integer):
         raise NumbaTypeError(f"step must be an integer, the number of the update from 1; got {step}")
 

@@ -14,21 +14,20 @@ from numba import types
 from nbbp.sample import formulas
 from nbbp.sample.dense import dense_forward, dense_input_gradient
 from nbbp.sample.emit import Emitter
-from nbbp.sample.plan import LINEAR, Stage, n_parameters, stages
+from nbbp.sample.plan import CROSSENTROPY, LINEAR, Stage, n_parameters, stages
 from nbbp.scalars.activations import ACTIVATIONS
 from nbbp.scalars.custom import derivative_of
 from nbbp.scalars.losses import LOSSES
 
 _BY_CODE = {formula.code: formula for formula in ACTIVATIONS.values()}
 _NLL = LOSSES["nll"].code
-_CROSSENTROPY = LOSSES["crossentropy"].code
 #: Codes of the losses that take a label or a row of targets.
-ROW_WISE = (_CROSSENTROPY, _NLL)
+ROW_WISE = (CROSSENTROPY, _NLL)
 _ROW_WISE_FORWARD = {"softmax": formulas.softmax_forward, "log_softmax": formulas.log_softmax_forward}
 _ROW_WISE_BACKWARD = {"softmax": formulas.softmax_backward, "log_softmax": formulas.log_softmax_backward}
 _ROW_WISE_LOSSES = {
-    (_CROSSENTROPY, True): formulas.crossentropy_of_label,
-    (_CROSSENTROPY, False): formulas.crossentropy_of_target,
+    (CROSSENTROPY, True): formulas.crossentropy_of_label,
+    (CROSSENTROPY, False): formulas.crossentropy_of_target,
     (_NLL, True): formulas.nll_of_label,
     (_NLL, False): formulas.nll_of_target,
 }
@@ -160,7 +159,7 @@ def loss_and_output_gradient(
 ) -> tuple[ir.Value, ir.Value]:
     """The loss (float64) of what the last layer gives, and a buffer with its gradient with respect to that.
 
-    `settings` is a tuple of float64: the loss's parameter, the factor of its gradient per output, and of its value.
+    `settings` is a tuple of float64: the loss's parameter, and the factor of its value and gradient per output.
     """
     d = emit.buffer(n)
     parameter, factor = number_of(emit, settings, 0), number_of(emit, settings, 1)
@@ -175,4 +174,4 @@ def loss_and_output_gradient(
         emit.map(formulas.elementwise_loss(code), [values, d], [y, target], emit.padded(n), [parameter, factor])
         value = emit.call(formulas.sum_of, types.float64, [emit.pointer, types.int64], [values, emit.index(n)])
     emit.clear_padding(d, n)
-    return emit.builder.fmul(value, emit.builder.extract_value(settings, 2)), d
+    return emit.builder.fmul(value, emit.builder.extract_value(settings, 1)), d

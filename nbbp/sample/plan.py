@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 from nbbp.layers import Activation, Dense
 from nbbp.losses import Loss
-from nbbp.lowering import takes_logits
+from nbbp.lowering import padded, takes_logits
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
-from nbbp.program import PADDING
 from nbbp.scalars.activations import ACTIVATIONS
 from nbbp.scalars.losses import LOSSES
 
@@ -114,10 +113,9 @@ def loss_code(network: Sequential, loss: Loss) -> int | str:
     return loss.formula.code
 
 
-def loss_settings(loss: Loss, n_out: int) -> tuple[float, float, float]:
-    """The loss's parameter, and what its derivative and its value per output are multiplied by, for one sample."""
-    share = loss.scale / (n_out if loss.reduction == "mean" and not loss.row_wise else 1)
-    return loss.parameter, share, share
+def loss_settings(loss: Loss, n_out: int) -> tuple[float, float]:
+    """The loss's parameter, and what its value and its derivative per output are multiplied by, for one sample."""
+    return loss.parameter, loss.scale / (n_out if loss.reduction == "mean" and not loss.row_wise else 1)
 
 
 def update_groups(network: Sequential, optimizer: Optimizer) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -134,15 +132,14 @@ def update_groups(network: Sequential, optimizer: Optimizer) -> tuple[tuple[int,
     groups = []
     for parameter in network.parameters:
         own = optimizer.settings(parameter.name)
-        coupled = 0.0 if optimizer.decoupled else own.weight_decay
-        kept = 1.0 - own.learning_rate * own.weight_decay if optimizer.decoupled else 1.0
-        groups.append(known.setdefault((own.learning_rate, coupled, own.l1, kept), len(known)))
+        line = own.learning_rate, *optimizer.penalties(own, own.learning_rate)
+        groups.append(known.setdefault(line, len(known)))
     return tuple(groups), tuple(number for line in known for number in line)
 
 
 def slot_stride(entries: Sequence[int | str]) -> int:
     """Numbers from one optimizer slot to the next: each begins at a cache line if the first does."""
-    return -(-n_parameters(entries) // PADDING) * PADDING
+    return padded(n_parameters(entries))
 
 
 def adafactor_places(all_stages: Sequence[Stage]) -> tuple[dict[tuple[int, bool], int], int]:

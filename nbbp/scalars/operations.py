@@ -4,9 +4,10 @@ A code is what arrays of nodes hold and machine code branches on; a name is what
 formulas of values and derivatives are in `nbbp.scalars.primitives`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["OPERATIONS", "Node", "Operation"]
+__all__ = ["OPERATIONS", "Node", "Operation", "needed"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,19 @@ class Node:
     operation: str
     arguments: tuple[int, ...] = ()
     number: float = 0.0
+
+
+def needed(nodes: Sequence[Node], n_inputs: int, result: int) -> tuple[Node, ...]:
+    """The inputs, which are the first nodes, and what the result depends on, with positions among themselves."""
+    kept = {*range(n_inputs), result}
+    for position in range(result, -1, -1):
+        if position in kept:
+            kept.update(nodes[position].arguments)
+    new = {position: k for k, position in enumerate(sorted(kept))}
+    return tuple(
+        Node(nodes[position].operation, tuple(new[p] for p in nodes[position].arguments), nodes[position].number)
+        for position in new
+    )
 
 
 _N_ARGUMENTS = {

@@ -11,7 +11,7 @@ sign of a zero is not kept.
 import math
 from collections.abc import Callable, Sequence
 
-from nbbp.scalars.operations import Node
+from nbbp.scalars.operations import Node, needed
 from nbbp.scalars.writing import COMPARISONS, evaluate
 
 __all__ = ["Builder", "count_inputs", "simplify"]
@@ -71,13 +71,7 @@ class Builder:
     def _needed(self, result: int) -> tuple[Node, ...]:
         if result < self._n_inputs - 1:  # the result has to be last
             result = self._place(Node("multiply", (result, self.constant(1.0))))
-        needed = {*range(self._n_inputs), result}
-        for position in range(result, -1, -1):
-            if position in needed:
-                needed.update(self.nodes[position].arguments)
-        new = {position: k for k, position in enumerate(sorted(needed))}
-        kept = (self.nodes[position] for position in new)
-        return tuple(Node(node.operation, tuple(new[p] for p in node.arguments), node.number) for node in kept)
+        return needed(self.nodes, self._n_inputs, result)
 
     def constant(self, number: float) -> int:
         """The position of a constant."""
