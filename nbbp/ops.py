@@ -40,7 +40,13 @@ BIAS = 29
 #: Custom layer: address and number of its parameters, address of their gradient, its output and the derivative by it.
 PARAMETERS, N_PARAMETERS, GRADIENT = 30, 31, 32
 KEPT, KEPT_STRIDE, D_Y, D_Y_STRIDE = 33, 34, 35, 36
-N_COLUMNS = 40
+#: Random numbers: the model's seed, the position of the layer among all, training batches before this run.
+SEED, LAYER, FIRST_STEP = 37, 38, 39
+#: What a layer keeps from step to step beside its parameters (0: it is left as it is).
+STATE = 40
+#: Batches whose gradients add up to one update (0 or 1: each has its own).
+ACCUMULATION = 41
+N_COLUMNS = 48
 
 #: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.
 N_COEFFICIENTS = 11
