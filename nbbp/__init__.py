@@ -5,12 +5,26 @@ read.
 from nbbp import autodiff, datasets, initializers, losses, metrics, optimizers
 from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
-from nbbp.custom_layer import Custom
 from nbbp.divergence import TrainingDiverged
 from nbbp.formulas import activation, loss
 from nbbp.gradcheck import GradientCheck
 from nbbp.history import History
-from nbbp.layers import Activation, Dense
+from nbbp.layers import (
+    Activation,
+    BatchNorm,
+    Concat,
+    Custom,
+    Dense,
+    Dropout,
+    Embedding,
+    Flatten,
+    GaussianNoise,
+    LayerNorm,
+    Reshape,
+    Residual,
+    RMSNorm,
+    StochasticDepth,
+)
 from nbbp.model import Model
 from nbbp.network import Sequential
 from nbbp.optimizers import (
@@ -40,16 +54,27 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "BatchNorm",
+    "Concat",
     "Custom",
     "Dense",
+    "Dropout",
+    "Embedding",
+    "Flatten",
+    "GaussianNoise",
     "GradientCheck",
     "History",
+    "LayerNorm",
     "Lion",
     "Model",
     "NAdam",
     "RAdam",
+    "RMSNorm",
     "RMSprop",
+    "Reshape",
+    "Residual",
     "Sequential",
+    "StochasticDepth",
     "TrainingDiverged",
     "Value",
     "activation",

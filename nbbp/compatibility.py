@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.metrics import Metric, TopKAccuracy
 from nbbp.network import Sequential
@@ -21,8 +20,7 @@ def check_parts(network: Sequential, loss: Loss, metrics: Sequence[Metric]) -> N
     ValueError
         nll behind a softmax, two metrics of one name, more top classes than there are.
     """
-    last = network.layers[-1]
-    activation = last if isinstance(last, Activation) else last.activation
+    activation = network.layers[-1].activation
     if loss.name == "nll" and activation.name == "softmax":
         raise ValueError(
             "the loss 'nll' takes log-probabilities, the last layer gives probabilities (softmax): "

@@ -29,9 +29,9 @@ def first_layer_gone(session: Session, chunk: Chunk | None, row: int) -> str:
         values = parameter.view(session.parameters)
         if not np.isfinite(values).all():
             bad = "NaN" if np.isnan(values).any() else "infinity"
-            return f"the first numbers to go were in layer {parameter.layer_index}: {parameter.name} holds {bad}"
+            return f"the first numbers to go were in layer {parameter.layer}: {parameter.name} holds {bad}"
     outputs = session.layer_outputs(chunk.X[chunk.order[row]][None])
-    for index, values in outputs.items():
+    for path, values in outputs.items():
         if not np.isfinite(values).all():
-            return f"the first numbers to go were the outputs of layer {index}"
+            return f"the first numbers to go were the outputs of layer {path}"
     return "the layers' outputs are finite, the loss of them is not"

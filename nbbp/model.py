@@ -248,6 +248,7 @@ class Model(ModelBase):
         self._built  # noqa: B018 - raises where there are no parameters
         twin = Model(self.network, self.loss, self.optimizer, dtype="float64", seed=self.seed)
         twin.parameter_vector[:] = self.parameter_vector
+        twin._session.state[:], twin._session.step = self._session.state, self._session.step
         return check_gradients(twin, x, y, positive_integer("max_per_parameter", max_per_parameter))
 
     def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
@@ -346,8 +347,7 @@ class Model(ModelBase):
             For another loss.
         """
         name = self.loss.name
-        last = self.network.layers[-1]
-        given = (last if isinstance(last, Activation) else last.activation).name
+        given = self.network.layers[-1].activation.name
         final = {"crossentropy": "softmax", "nll": "softmax", "binary_crossentropy": "sigmoid"}.get(name)
         if final is None:
             raise ValueError(f"predict_proba needs a loss over classes; this model's loss is {name!r}")

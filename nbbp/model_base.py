@@ -58,6 +58,7 @@ class ModelBase:
         self._session: Session | None = None
         self._online: OnlineStep | Literal[False] | None = None  # False: there is none for this model
         self._parameters: Mapping[str, np.ndarray] | None = None
+        self._state: Mapping[str, np.ndarray] | None = None
         if network.n_in is not None:
             self._build(network.n_in)
 
@@ -77,7 +78,7 @@ class ModelBase:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy; the copy has memory of its own and goes on from where this model stands."""
-        return {**self.__dict__, "_parameters": None, "_online": None}
+        return {**self.__dict__, "_parameters": None, "_state": None, "_online": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -92,6 +93,8 @@ class ModelBase:
     def _name_parameters(self) -> None:
         if self._session is not None:
             self._parameters = MappingProxyType(self._named(self._session.parameters))
+            states = {state.name: state.view(self._session.state) for state in self.network.states}
+            self._state = MappingProxyType(states)
 
     def _named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Views of a flat buffer (n_parameters,) by the names of the parameters."""
@@ -114,6 +117,14 @@ class ModelBase:
         """
         self._built  # noqa: B018 - raises where there are none
         return self._parameters
+
+    @property
+    def state(self) -> Mapping[str, np.ndarray]:
+        """What layers keep from step to step beside their parameters, as `parameters`: running statistics by name,
+        {"1.running_mean": (n,), "1.running_variance": (n,), …}.
+        """
+        self._built  # noqa: B018 - raises where there are none
+        return self._state
 
     @property
     def parameter_vector(self) -> np.ndarray:

@@ -9,64 +9,19 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from nbbp.custom_layer import Custom
-from nbbp.layers import Activation, Dense, positive_integer
+from nbbp.layers import Activation, Concat, Custom, Dense, Embedding, Layer, positive_integer
+from nbbp.layers.structure import checked_layers
+from nbbp.nodes import Node, Parameter, nodes_of, parameters_of, walk
 
 __all__ = ["Parameter", "Sequential"]
-
-# Numbers in a random stream's name that one layer may use, so that a bias more or less in one layer changes
-# the initial numbers of no other.
-STREAMS_PER_LAYER = 16
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One named array within the flat parameter buffer.
-
-    Attributes
-    ----------
-    name : str
-        Position of the layer and kind, "0.weight".
-    shape : tuple of int
-        (n_in, n_out) of a weight, (n_out,) of a bias; row-major in the buffer.
-    offset : int
-        Where it begins, counted in numbers (not bytes) from the start of the buffer.
-    initializer : object
-        Called as ``initializer(shape, seed, stream, dtype)``.
-    layer_index : int
-        Position of its layer in `Sequential.layers`.
-    stream : int
-        The random stream that its initial numbers come from.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-    initializer: Any
-    layer_index: int
-    stream: int
-
-    @property
-    def size(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
-
-    @property
-    def stop(self) -> int:
-        """Where it ends: the offset of what comes next."""
-        return self.offset + self.size
-
-    def view(self, flat: np.ndarray) -> np.ndarray:
-        """The parameter's array within a flat buffer (n_parameters,): the same memory, not a copy."""
-        return flat[self.offset : self.stop].reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -75,22 +30,29 @@ class Sequential:
 
     Parameters
     ----------
-    layers : iterable of Dense, Activation and Custom
-        At least one with parameters; kept as a tuple.
-    n_in : int, optional
-        Features per sample. Without it the network has no sizes yet: `build` gives one that has.
+    layers : iterable of layers
+        At least one with parameters; kept as a tuple. See `nbbp.layers`.
+    n_in : int or tuple of int, optional
+        Features per sample, or the shape of one where the first layer is `Flatten`. Without it the network has no sizes
+        yet: `build` gives one that has.
+    checkpoint_every : int, optional
+        Keep only the output of every so many layers while a batch goes forward, and compute the others again as the
+        gradient comes back: less memory for deep networks, the same bits, up to a third more arithmetic. About the
+        square root of the number of layers is best (Chen, Xu, Zhang and Guestrin, "Training deep nets with sublinear
+        memory cost", 2016).
 
     Attributes
     ----------
-    layers : tuple of Dense, Activation and Custom
+    layers : tuple of layers
     n_in : int or None
+    checkpoint_every : int or None
 
     Raises
     ------
     TypeError
-        If `layers` is no collection of layers, or `n_in` no integer.
+        If `layers` is no collection of layers, or a number no integer.
     ValueError
-        If there are no layers, two have the same name, or `n_in` is below 1.
+        If there are no layers, two have the same name, a number is below 1, or a layer does not take what comes in.
 
     Examples
     --------
@@ -101,16 +63,25 @@ class Sequential:
     101770
     """
 
-    layers: tuple[Dense | Activation | Custom, ...]
+    layers: tuple[Layer, ...]
     n_in: int | None = None
+    checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _checked_layers(self.layers))
-        if self.n_in is not None:
-            object.__setattr__(self, "n_in", positive_integer("n_in of Sequential", self.n_in))
+        object.__setattr__(self, "layers", _checked(self.layers))
+        n_in = self.n_in
+        if isinstance(n_in, (tuple, list)):
+            n_in = math.prod(positive_integer("a size in n_in of Sequential", size) for size in n_in)
+        if n_in is not None:
+            object.__setattr__(self, "n_in", positive_integer("n_in of Sequential", n_in))
+            self.output_shape  # noqa: B018 - raises where a layer does not take what comes in
+        if self.checkpoint_every is not None:
+            every = positive_integer("checkpoint_every of Sequential", self.checkpoint_every)
+            object.__setattr__(self, "checkpoint_every", every)
 
     def __repr__(self) -> str:
-        return f"Sequential([{', '.join(map(repr, self.layers))}], n_in={self.n_in})"
+        more = "" if self.checkpoint_every is None else f", checkpoint_every={self.checkpoint_every}"
+        return f"Sequential([{', '.join(map(repr, self.layers))}], n_in={self.n_in}{more})"
 
     def build(self, n_in: int) -> Sequential:
         """The same layers with `n_in` features per sample; this network stays as it is.
@@ -125,15 +96,18 @@ class Sequential:
         n_in = positive_integer("n_in of Sequential", n_in)
         if self.n_in is not None and self.n_in != n_in:
             raise ValueError(f"this network takes {self.n_in} features per sample; build was given {n_in}")
-        return self if self.n_in == n_in else Sequential(self.layers, n_in)
+        return self if self.n_in == n_in else replace(self, n_in=n_in)
 
     @property
     def n_out(self) -> int:
         """Outputs per sample."""
-        for layer in reversed(self.layers):
-            if not isinstance(layer, Activation) and layer.n_out is not None:
-                return layer.n_out
-        return self._known_n_in
+        if self.n_in is None:
+            for layer in reversed(self.layers):
+                if layer.n_out is not None:
+                    return layer.n_out
+                if isinstance(layer, (Concat, Embedding)):  # its width depends on what comes in
+                    break
+        return self.widths[-1]
 
     @property
     def _known_n_in(self) -> int:
@@ -145,6 +119,17 @@ class Sequential:
         return self.n_in
 
     @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The layers in their places, with sizes.
+
+        Raises
+        ------
+        ValueError
+            If `n_in` is not known yet.
+        """
+        return nodes_of(self.layers, self._known_n_in)
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Outputs per sample of every layer.
 
@@ -153,11 +138,24 @@ class Sequential:
         ValueError
             If `n_in` is not known yet.
         """
-        widths, n_in = [], self._known_n_in
-        for layer in self.layers:
-            n_in = layer.width(n_in)
-            widths.append(n_in)
-        return tuple(widths)
+        return tuple(node.n_out for node in self.nodes)
+
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what the last layer gives for one sample: (n_out,) but behind a `Reshape`.
+
+        Raises
+        ------
+        ValueError
+            If `n_in` is not known yet.
+        """
+        shape = (self._known_n_in,)
+        for node in self.nodes:
+            try:
+                shape = node.layer.output_shape(shape)
+            except ValueError as error:
+                raise ValueError(f"layer {node.path}: {error}") from None
+        return shape
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -166,21 +164,30 @@ class Sequential:
         Raises
         ------
         ValueError
-            If `n_in` is not known yet.
+            If `n_in` is not known yet, or there are none.
         """
-        parameters = []
-        offset = 0
-        for index, (layer, n_in) in enumerate(zip(self.layers, (self._known_n_in, *self.widths), strict=False)):
-            if isinstance(layer, Activation):
-                continue
-            for place, (kind, shape) in enumerate(layer.parameter_shapes(n_in).items()):
-                initializer = layer.initializer(kind, shape)
-                stream = index * STREAMS_PER_LAYER + place
-                parameters.append(Parameter(f"{index}.{kind}", shape, offset, initializer, index, stream))
-                offset = parameters[-1].stop
+        parameters = parameters_of(self.nodes)
         if not parameters:
             raise ValueError("this network has no parameters: there is nothing to train")
-        return tuple(parameters)
+        return parameters
+
+    @cached_property
+    def states(self) -> tuple[Parameter, ...]:
+        """What layers keep from step to step beside their parameters, in the order of its flat buffer.
+
+        Raises
+        ------
+        ValueError
+            If `n_in` is not known yet.
+        """
+        return parameters_of(self.nodes, states=True)
+
+    def initial_state(self, dtype: DTypeLike = "float32") -> np.ndarray:
+        """The flat buffer of the states before training."""
+        flat = np.zeros(self.states[-1].stop if self.states else 0, checked_dtype(dtype))
+        for state in self.states:
+            state.view(flat)[...] = state.initializer(state.shape, 0, state.stream, flat.dtype)
+        return flat
 
     def first_not_finite(self, flat: np.ndarray) -> str | None:
         """Name of the first parameter in a flat buffer (n_parameters,) that holds NaN or infinity."""
@@ -224,6 +231,20 @@ class Sequential:
             parameter.view(flat)[...] = values
         return flat
 
+    def _lines(self) -> Iterator[tuple[str, Layer, int | None, int | None]]:
+        """Label, layer and sizes of each line of the summary; sizes are None where they are not known yet."""
+        if self.n_in is not None:
+            for node in walk(self.nodes):
+                indent = "  " * node.path.count(".")
+                frozen = "" if node.trainable or not node.layer.has_parameters else ", frozen"
+                yield f"{indent}{node.path} {_kind(node.layer)}{frozen}", node.layer, node.n_in, node.n_out
+            return
+        n_in = None
+        for index, layer in enumerate(self.layers):
+            n_out = layer.n_out if n_in is None else layer.width(n_in)
+            yield f"{index} {_kind(layer)}", layer, n_in, n_out
+            n_in = n_out
+
     def summary(self, dtype: DTypeLike = "float32") -> str:
         """A plain-text table of the layers with output shapes, numbers of parameters and their bytes.
 
@@ -234,20 +255,14 @@ class Sequential:
         """
         dtype = checked_dtype(dtype)
         rows = [("Layer", "Activation", "Output shape", "Parameters", f"Bytes ({dtype.name})")]
-        total, n_in = 0, self.n_in
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer, Activation):
-                shape = "(batch, ?)" if n_in is None else f"(batch, {n_in})"
-                rows.append((f"{index} Activation", str(layer), shape, "0", "0"))
-                continue
-            label = f"{index} {layer.name or type(layer).__name__}"
-            counts = ("?", "?")
-            if n_in is not None:
-                count = sum(map(math.prod, layer.parameter_shapes(n_in).values()))
+        total = 0
+        for label, layer, n_in, n_out in self._lines():
+            count = None
+            if n_in is not None or not layer.has_parameters:
+                count = sum(map(math.prod, layer.parameter_shapes(n_in or 1).values()))
                 total += count
-                counts = (f"{count:,}", f"{count * dtype.itemsize:,}")
-            n_in = layer.n_out if n_in is None else layer.width(n_in)
-            rows.append((label, str(layer.activation), f"(batch, {'?' if n_in is None else n_in})", *counts))
+            counts = ("?", "?") if count is None else (f"{count:,}", f"{count * dtype.itemsize:,}")
+            rows.append((label, _ending(layer), f"(batch, {'?' if n_out is None else n_out})", *counts))
         totals = ("?", "?") if self.n_in is None else (f"{total:,}", f"{total * dtype.itemsize:,}")
         rows.append(("Total", "", "", *totals))
 
@@ -265,30 +280,27 @@ class Sequential:
         return "\n".join([f"Sequential, n_in = {n_in}", rule, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def _checked_layers(layers: Any) -> tuple[Dense | Activation | Custom, ...]:
-    """`layers` as a tuple, or an error that says which element is none and what it should have been."""
-    expected = "Sequential takes a list of layers, such as [Dense(16, activation='relu'), Dense(2)]"
-    if isinstance(layers, (str, bytes, Mapping)) or not isinstance(layers, Iterable):
-        raise TypeError(f"{expected}; got {layers!r} ({type(layers).__name__})")
-    layers = tuple(layers)
-    if not layers:
-        raise ValueError(f"{expected}; got no layers")
+def _checked(layers: Any) -> tuple[Layer, ...]:
+    """`layers` as a tuple with something to train and no name twice."""
+    layers = checked_layers(layers, "Sequential")
     seen: dict[str, int] = {}
     for index, layer in enumerate(layers):
-        if not isinstance(layer, (Dense, Activation, Custom)):
-            hint = ""
-            if isinstance(layer, str):
-                hint = f"; did you mean Activation({layer!r}), or Dense(n_out, activation={layer!r})?"
-            elif isinstance(layer, type):
-                hint = f"; {layer.__name__} is a class: call it"
-            elif isinstance(layer, int) and not isinstance(layer, bool):
-                hint = f"; did you mean Dense({layer})?"
-            raise TypeError(f"{expected}; element {index} is {layer!r} ({type(layer).__name__}){hint}")
         if not isinstance(layer, Activation) and layer.name is not None and seen.setdefault(layer.name, index) != index:
             raise ValueError(f"layers {seen[layer.name]} and {index} are both named {layer.name!r}")
-    if not any(isinstance(layer, Dense) or (isinstance(layer, Custom) and layer.has_parameters) for layer in layers):
-        raise ValueError(f"{expected}; got activations only, and no Dense")
+    if not any(layer.has_parameters for layer in layers):
+        came = ", ".join(sorted({type(layer).__name__ for layer in layers}))
+        raise ValueError(f"Sequential takes at least one layer with parameters, such as Dense(2); got only: {came}")
     return layers
+
+
+def _kind(layer: Layer) -> str:
+    """What a table calls a layer."""
+    return "Activation" if isinstance(layer, Activation) else layer.name or type(layer).__name__
+
+
+def _ending(layer: Layer) -> str:
+    """The activation in a table; a column of its own for layers that have one."""
+    return str(layer.activation) if isinstance(layer, (Activation, Dense, Custom)) else ""
 
 
 def _checked_seed(seed: Any) -> int:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import programs
 from nbbp.description import Description, from_text, to_text
+from nbbp.lowering.parameters import slot_lengths
 from nbbp.model import Model
 from nbbp.network import Sequential
 
@@ -149,7 +149,7 @@ def _checked_metadata(metadata: dict[str, str] | None) -> tuple[str, str]:
 def _check_tensors(file: Any, description: Description) -> None:
     """Names, dtypes and shapes of the file's arrays, which are not read yet, are those of the description."""
     expected = {parameter.name: parameter.shape for parameter in description.network.parameters}
-    for k, length in enumerate(programs.slot_lengths(description.network, description.optimizer)):
+    for k, length in enumerate(slot_lengths(description.network, description.optimizer)):
         expected[_slot(k)] = (length,)
     names = set(file.keys())
     if names != set(expected):
@@ -169,7 +169,7 @@ def _arrays(file: Any, description: Description) -> tuple[np.ndarray, list[np.nd
     parameters = np.empty(network.n_parameters, description.dtype)
     for parameter in network.parameters:
         parameter.view(parameters)[...] = file.get_tensor(parameter.name)
-    n_slots = len(programs.slot_lengths(network, description.optimizer))
+    n_slots = len(slot_lengths(network, description.optimizer))
     return parameters, [file.get_tensor(_slot(k)) for k in range(n_slots)]
 
 

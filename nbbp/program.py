@@ -10,6 +10,7 @@ workspace. Rows of workspace buffers are padded to whole vector registers, with 
 makes a bias the last row of its weight.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,11 +34,21 @@ class Place:
 
 @dataclass(frozen=True)
 class Values:
-    """A matrix (batch, width) in the workspace."""
+    """A matrix (batch, width) in the workspace.
+
+    Attributes
+    ----------
+    buffer : str
+    width, stride : int
+        Numbers of a row, and from one row to the next.
+    is_free : bool
+        Whether nobody reads the numbers later but who comes next, which may then overwrite them.
+    """
 
     buffer: str
     width: int
     stride: int
+    is_free: bool = False
 
 
 @dataclass
@@ -75,6 +86,10 @@ class Program:
         Numbers of scratch that each thread needs.
     is_shared : bool
         Whether a step is long enough for more than one thread.
+    outputs : dict of str to Values
+        What the outermost layers give, by path.
+    taken : list of Values
+        Every matrix that was asked for, in this order.
     """
 
     batch: int
@@ -86,6 +101,9 @@ class Program:
     settings: list[float] = field(default_factory=list)
     scratch: int = PADDING
     is_shared: bool = True
+    outputs: dict[str, Values] = field(default_factory=dict)
+    taken: list[Values] = field(default_factory=list)
+    _released: dict[tuple, list[str]] = field(default_factory=dict)
 
     def find(self, kernel: str) -> list[int]:
         """The rows of every op of this kernel."""
@@ -100,14 +118,29 @@ class Program:
         ]
 
     def matrix(self, name: str, width: int, with_one: bool = False) -> Values:
-        """A new workspace buffer of (batch, width) with padded rows."""
+        """A workspace buffer of (batch, width) with padded rows: a released one of this form, or a new one."""
         stride = -(-(width + 1) // PADDING) * PADDING
         if stride % _ALIASING == 0:
             stride += PADDING
-        self.buffers[name] = self.batch * stride
-        if with_one:
-            self.ones.append((name, width, stride))
-        return Values(name, width, stride)
+        reused = self._released.get((width, with_one))
+        if reused:
+            name = reused.pop()
+        else:
+            while name in self.buffers:  # its namesake's memory is somebody else's by now
+                name += " again"
+            self.buffers[name] = self.batch * stride
+            if with_one:
+                self.ones.append((name, width, stride))
+        self.taken.append(Values(name, width, stride))
+        return self.taken[-1]
+
+    def release(self, first: int, keep: Sequence[Values], also: Sequence[Values] = ()) -> None:
+        """Let later ops have the memory of matrices that no later op reads: those from the `first` on, but `keep`."""
+        kept = {values.buffer for values in keep}
+        for values in {values.buffer: values for values in (*self.taken[first:], *also)}.values():
+            if values.buffer not in kept:
+                with_one = any(name == values.buffer for name, *_ in self.ones)
+                self._released.setdefault((values.width, with_one), []).append(values.buffer)
 
     def setting(self, *values: float) -> Place:
         """The place of these numbers among the settings."""

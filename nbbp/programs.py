@@ -5,29 +5,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbbp import ops, tiling
-from nbbp.custom_layer import Custom
-from nbbp.layers import Activation
+from nbbp.layers import Activation, Custom, Dense
 from nbbp.losses import Loss
-from nbbp.lowering import Lowering, adafactor_offsets, padded, takes_logits
+from nbbp.lowering import checkpointing, parameters
+from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, padded, takes_logits
+from nbbp.lowering.loss import final_activation, loss_op, metric_ops
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
+from nbbp.nodes import walk
 from nbbp.optimizers import Optimizer
 from nbbp.program import Place, Program
 
-
-def slot_lengths(network: Sequential, optimizer: Optimizer) -> list[int]:
-    """Numbers in each of the optimizer's slots."""
-    if optimizer.rule == "adafactor":
-        return [adafactor_offsets(network)[-1]]
-    return [network.n_parameters] * optimizer.n_slots
+#: Kernels that take all rows of a batch at once, and are cut by columns.
+_WHOLE_BATCH = ("batch_norm_forward", "batch_norm_backward", "embedding_backward")
 
 
-def prediction_program(network: Sequential, batch: int, also: Activation | None = None) -> Program:
-    """What the last layer gives for rows of "X", into "output"; followed by the activation `also`."""
-    lowering = Lowering(network, batch)
-    out = lowering.forward(lowering.gather(), skip_last_activation=False)
+def prediction_program(
+    network: Sequential, batch: int, also: Activation | None = None, keeps_outputs: bool = False
+) -> Program:
+    """What the last layer gives for rows of "X", into "output"; followed by the activation `also`.
+
+    With `keeps_outputs`, what every layer gives can be read where the program's `outputs` say.
+    """
+    lowering = Lowering(network, batch, keeps_outputs=keeps_outputs)
+    out, _ = checkpointing.forward(lowering, lowering.gather(), ends=True)
     if also is not None:
-        out = lowering.activation(len(network.layers), also, out, in_place=False)
+        out = final_activation(lowering, also, out)
     program = lowering.program
     program.add(
         "copy_out",
@@ -45,9 +48,9 @@ def evaluation_program(
 ) -> Program:
     """Loss and metrics of every row."""
     lowering = Lowering(network, batch)
-    out = lowering.forward(lowering.gather(), takes_logits(network, loss))
-    lowering.loss(loss, out, target_is_labels, with_gradient=False)
-    lowering.metrics(metrics, loss, out, target_is_labels)
+    out, _ = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
+    loss_op(lowering, loss, out, target_is_labels, with_gradient=False)
+    metric_ops(lowering, metrics, loss, out, target_is_labels)
     return _forward_only(lowering)
 
 
@@ -71,122 +74,182 @@ def training_program(
 
     With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py).
     """
-    lowering = Lowering(network, batch)
-    program = lowering.program
-    out = lowering.forward(lowering.gather(), takes_logits(network, loss))
-    d_out = lowering.loss(loss, out, target_is_labels, with_gradient=True)
-    lowering.metrics(metrics, loss, out, target_is_labels)
     shapes = _shapes(network)
-    program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
-    plan = tiling.plan(shapes, batch, by_rows=any(isinstance(layer, Custom) for layer in network.layers))
-    rows = tiling.partial_rows(shapes, batch) if plan == tiling.PARTIAL else batch
-    operands = lowering.backward(d_out, rows)
-    n_partials = -(-batch // rows)
+    plan = tiling.plan(shapes, batch, by_rows=any(isinstance(node.layer, Custom) for node in walk(network.nodes)))
+    partials = Partials(batch)
     if plan == tiling.PARTIAL:
-        phases = _partial_phases(lowering, operands, optimizer, keeps_good, rows)
+        partials = Partials(tiling.partial_rows(shapes, batch))
+    elif plan == tiling.WIDE:
+        partials = Partials(tiling.FORWARD_ROWS, are_apart=True)
+    lowering = Lowering(network, batch, partials, keeps_state=optimizer is None)
+    program = lowering.program
+    program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
+    phases: list[list[tuple]] = []
+    if plan == tiling.WIDE:
+        lowering.flush = lambda: _flush_wide(lowering, phases, optimizer, keeps_good)
+    else:
+        lowering.flush = lambda: _flush(lowering)
+
+    out, parts = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
+    d_out = loss_op(lowering, loss, out, target_is_labels, with_gradient=True)
+    metric_ops(lowering, metrics, loss, out, target_is_labels)
+    checkpointing.backward(lowering, parts, d_out)
+
+    if plan == tiling.PARTIAL:
+        phases += _phases(program, 0, partials.rows, cuts_products=False)
+        phases += _partial_phases(lowering, optimizer, keeps_good, partials.rows)
     elif plan == tiling.ALONE:
-        for index, (x, d) in operands.items():
-            lowering.weight_gradient(index, x, d, Place("gradient"))
         if keeps_good:
-            lowering.snapshot(0, network.n_parameters, (0, 1), 1)
+            parameters.snapshot(lowering, 0, network.n_parameters, (0, 1), 1)
         _update_everything(lowering, optimizer)
         phases = [[(0, len(program.ops), 0, batch, 0, tiling.ALL)]]
-    else:
-        phases = _phases_by_op(program)
-        phases.append(_parameter_phase(lowering, operands, optimizer, keeps_good))
-    if any(place.buffer == "gradient" for op in program.ops for place in op.places()):
+    if optimizer is None or any(place.buffer == "gradient" for op in program.ops for place in op.places()):
+        n_partials = 1 if partials.are_apart else -(-batch // partials.rows)
         program.buffers["gradient"] = n_partials * padded(network.n_parameters)
     return _with_tiles(program, phases)
 
 
 def _shapes(network: Sequential) -> list[tuple[int, int]]:
     """(n_in, n_out) of the layers that work: the dense ones, and custom ones as if they were."""
-    sizes = zip((network.n_in, *network.widths), network.widths, strict=False)
-    return [shape for layer, shape in zip(network.layers, sizes, strict=True) if not isinstance(layer, Activation)]
+    shapes = [(node.n_in, node.n_out) for node in walk(network.nodes) if isinstance(node.layer, (Dense, Custom))]
+    return shapes or [(network.n_in, network.n_out)]
+
+
+def _flush(lowering: Lowering) -> None:
+    """Weight gradients, each whole or one for every block of rows."""
+    for job in lowering.pending:
+        parameters.weight_gradient(
+            lowering,
+            job,
+            Place("gradient"),
+            slot_rows=lowering.partials.rows,
+            slot_stride=padded(lowering.network.n_parameters),
+        )
+    lowering.pending.clear()
 
 
 def _update_everything(lowering: Lowering, optimizer: Optimizer | None) -> None:
     """Update ops over the whole buffer."""
-    network = lowering.network
-    if optimizer is None:
-        return
-    if optimizer.rule == "adafactor":
-        for index in range(len(network.layers)):
-            lowering.adafactor(optimizer, index)
-    else:
-        names = [parameter.name for parameter in network.parameters]
-        lowering.updates(optimizer, names, 0, Place("gradient"), (0, 1), 1)
+    every = lowering.network.parameters
+    if optimizer is not None and optimizer.rule == "adafactor":
+        parameters.adafactor(lowering, optimizer, every)
+    elif optimizer is not None:
+        parameters.updates(lowering, optimizer, every, 0, Place("gradient"), (0, 1), 1)
 
 
-def _partial_phases(
-    lowering: Lowering, operands: dict, optimizer: Optimizer | None, keeps_good: bool, rows: int
-) -> list[list[tuple]]:
-    """A partial gradient per block of rows; then their sum in order, and the update."""
-    program, network = lowering.program, lowering.network
-    n = network.n_parameters
-    for index, (x, d) in operands.items():
-        lowering.weight_gradient(index, x, d, Place("gradient"), slot_rows=rows, slot_stride=padded(n))
-    phases = [tiling.row_tiles(0, len(program.ops), program.batch, rows)]
+def _partial_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: bool, rows: int) -> list[list[tuple]]:
+    """The sum of the partial gradients in order, and the update."""
+    program, n = lowering.program, lowering.network.n_parameters
     reduction = program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=padded(n))
     if keeps_good:
-        lowering.snapshot(0, n, (0, 1), 1)
+        parameters.snapshot(lowering, 0, n, (0, 1), 1)
     after = len(program.ops)
     _update_everything(lowering, optimizer)
     stop = len(program.ops)
     if optimizer is not None and optimizer.rule == "adafactor":
-        phases.append(tiling.column_tiles(reduction, after, program.batch, n, tiling.PARAMETERS))
-        phases.append([(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, stop)])
-    else:
-        phases.append(tiling.column_tiles(reduction, stop, program.batch, n, tiling.PARAMETERS))
-    return phases
+        return [
+            tiling.column_tiles(reduction, after, program.batch, n, tiling.PARAMETERS),
+            [(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, stop)],
+        ]
+    return [tiling.column_tiles(reduction, stop, program.batch, n, tiling.PARAMETERS)]
 
 
-def _parameter_phase(lowering: Lowering, operands: dict, optimizer: Optimizer | None, keeps_good: bool) -> list[tuple]:
-    """Per panel and block of rows of a weight: the gradient over the whole batch, and the update while it is in cache.
+def _flush_wide(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimizer | None, keeps_good: bool) -> None:
+    """Phases of the ops so far; then one of the gradients and updates that they make possible.
 
     Panels that lie at the same part of their layers follow each other, so that a thread's stretch of tiles holds the
     weights of the outputs that are its own in the forward products too.
     """
-    program, network = lowering.program, lowering.network
-    is_whole = optimizer is None or optimizer.rule == "adafactor"
+    done = max((tile[1] for phase in phases for tile in phase), default=0)
+    phases += _phases(lowering.program, done, tiling.FORWARD_ROWS, cuts_products=True)
     tiles = []
-    for index, (x, d) in operands.items():
-        layer = network.layers[index]
-        n_rows, base = x.width + layer.use_bias, lowering.offsets[f"{index}.weight"]
-        names = [parameter.name for parameter in network.parameters if parameter.layer_index == index]
-        whole = optimizer is not None and is_whole
-        for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out):
-            width = panel[1] - panel[0]
-            size = n_rows if whole else max(1, tiling.PARAMETERS // width)
-            first = len(program.ops)
-            lowering.weight_gradient(index, x, d, Place("gradient") if is_whole else 0, panel)
-            if keeps_good:
-                lowering.snapshot(base, n_rows, panel, layer.n_out)
-            if whole:
-                lowering.adafactor(optimizer, index)
-            elif optimizer is not None:
-                lowering.updates(optimizer, names, base, 0, panel, layer.n_out)
-                program.scratch = max(program.scratch, min(size, n_rows) * width)
-            part = panel[0] / layer.n_out
-            for tile in tiling.column_tiles(first, len(program.ops), program.batch, n_rows, size):
-                tiles.append((part, tile))
-    return [tile for _, tile in sorted(tiles, key=lambda pair: pair[0])]
-
-
-def _phases_by_op(program: Program) -> list[list[tuple]]:
-    """For wide layers: a phase per product with what follows it elementwise, cut by rows and columns."""
-    starts, stop = [0], len(program.ops)
-    for row in range(1, stop):
-        kernel = program.ops[row].kernel
-        if kernel == "product" or (not kernel.startswith("activation") and kernel != "metric"):
-            starts.append(row)
-    phases = []
-    for first, last in zip(starts, [*starts[1:], stop], strict=True):
-        op = program.ops[first]
-        if op.kernel == "product":
-            phases.append(tiling.product_tiles(first, last, program.batch, op.columns[ops.N_IN], op.columns[ops.N_OUT]))
+    for job in lowering.pending:
+        if isinstance(job, OwnGradient):
+            tiles += _own_tiles(lowering, job, optimizer, keeps_good)
         else:
-            phases.append(tiling.row_tiles(first, last, program.batch, tiling.FORWARD_ROWS))
+            tiles += _weight_tiles(lowering, job, optimizer, keeps_good)
+    lowering.pending.clear()
+    if tiles:
+        phases.append([tile for _, tile in sorted(tiles, key=lambda pair: pair[0])])
+
+
+def _weight_tiles(
+    lowering: Lowering, job: WeightGradient, optimizer: Optimizer | None, keeps_good: bool
+) -> list[tuple[float, tuple]]:
+    """Per panel and block of rows of a weight: the gradient over the whole batch, and the update while it is in cache.
+
+    Gives the tiles, each with where in its layer it lies.
+    """
+    program, layer = lowering.program, job.node.layer
+    is_whole = optimizer is None or optimizer.rule == "adafactor"
+    own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
+    n_rows = job.x.width + layer.use_bias
+    whole = optimizer is not None and is_whole
+    tiles = []
+    for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out):
+        width = panel[1] - panel[0]
+        size = n_rows if whole else max(1, tiling.PARAMETERS // width)
+        first = len(program.ops)
+        parameters.weight_gradient(lowering, job, Place("gradient") if is_whole else 0, panel)
+        if keeps_good:
+            parameters.snapshot(lowering, base, n_rows, panel, layer.n_out)
+        if whole:
+            parameters.adafactor(lowering, optimizer, own)
+        elif optimizer is not None:
+            parameters.updates(lowering, optimizer, own, base, 0, panel, layer.n_out)
+            program.scratch = max(program.scratch, min(size, n_rows) * width)
+        cut = tiling.column_tiles(first, len(program.ops), program.batch, n_rows, size)
+        tiles += [(panel[0] / layer.n_out, tile) for tile in cut]
+    return tiles
+
+
+def _own_tiles(
+    lowering: Lowering, job: OwnGradient, optimizer: Optimizer | None, keeps_good: bool
+) -> list[tuple[float, tuple]]:
+    """The sum of what a layer's own ops wrote, and the update; as `_weight_tiles`."""
+    program = lowering.program
+    own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
+    size = own[-1].stop - base
+    is_whole = optimizer is None or optimizer.rule == "adafactor"
+    first = len(program.ops)
+    parameters.sum_of_partials(lowering, job, Place("gradient", base) if is_whole else None)
+    if keeps_good:
+        parameters.snapshot(lowering, base, size, (0, 1), 1)
+    if optimizer is None or not is_whole:
+        if optimizer is not None:
+            parameters.updates(lowering, optimizer, own, base, Place(job.buffer), (0, 1), 1)
+        cut = tiling.column_tiles(first, len(program.ops), program.batch, size, tiling.PARAMETERS)
+    else:
+        parameters.adafactor(lowering, optimizer, own)
+        cut = tiling.column_tiles(first, len(program.ops), program.batch, size, size)
+    return [(0.0, tile) for tile in cut]
+
+
+def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> list[list[tuple]]:
+    """Phases of the ops from `start` on: blocks of `rows` rows through as many ops as can be.
+
+    Ops that take a whole batch have a phase of their own, cut by columns; so has, with `cuts_products`, every product.
+    Elementwise activations go with what is before them.
+    """
+    stretches: list[list] = []
+    for row in range(start, len(program.ops)):
+        kernel = program.ops[row].kernel
+        kind = "columns" if kernel in _WHOLE_BATCH else "rows"
+        if kernel == "product" and cuts_products:
+            kind = "product"
+        if stretches and kind == "rows" and (kernel.startswith("activation") or stretches[-1][0] == "rows"):
+            stretches[-1][2] = row + 1
+        else:
+            stretches.append([kind, row, row + 1])
+    phases = []
+    for kind, first, last in stretches:
+        n_in, n_out = (program.ops[first].columns.get(column, 0) for column in (ops.N_IN, ops.N_OUT))
+        if kind == "product":
+            phases.append(tiling.product_tiles(first, last, program.batch, n_in, n_out))
+        elif kind == "columns":
+            phases.append(tiling.column_tiles(first, last, program.batch, n_out, tiling.PANEL))
+        else:
+            phases.append(tiling.row_tiles(first, last, program.batch, rows))
     return phases
 
 

@@ -19,7 +19,8 @@ from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation
 from nbbp.losses import Loss
-from nbbp.lowering import coefficients_buffer, padded
+from nbbp.lowering.base import padded
+from nbbp.lowering.parameters import coefficients_buffer, slot_lengths
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
@@ -62,6 +63,8 @@ class Session:
     ----------
     parameters : ndarray (n_parameters,)
         The flat buffer, aligned to 64 bytes.
+    state : ndarray
+        The flat buffer of what layers keep beside their parameters.
     slot_buffer : ndarray
         Everything that the optimizer keeps from step to step.
     slots : list of ndarray
@@ -93,7 +96,9 @@ class Session:
         self.n_out = network.n_out
         self.parameters = aligned(network.n_parameters, dtype)
         self.parameters[:] = network.initial_parameters(seed, dtype) if parameters is None else parameters
-        lengths = programs.slot_lengths(network, optimizer)
+        self.state = aligned(network.states[-1].stop if network.states else 0, dtype)
+        self.state[:] = network.initial_state(dtype)
+        lengths = slot_lengths(network, optimizer)
         strides = [padded(n) for n in lengths]
         self.slot_buffer = aligned(sum(strides), dtype)
         self.slots = [self.slot_buffer[sum(strides[:k]) :][:n] for k, n in enumerate(lengths)]
@@ -112,13 +117,14 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what holds addresses: bound programs are made anew where they are needed."""
-        names = ("network", "loss", "optimizer", "metrics", "dtype", "seed", "step", "epoch", "parameters", "slots")
-        return {name: getattr(self, name) for name in names}
+        names = ("network", "loss", "optimizer", "metrics", "dtype", "seed", "step", "epoch", "parameters", "state")
+        return {name: getattr(self, name) for name in (*names, "slots")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         made_of = ("network", "loss", "optimizer", "metrics", "dtype", "seed")
         self.__init__(*(state[name] for name in made_of))
-        self.parameters[:], self.step, self.epoch = state["parameters"], state["step"], state["epoch"]
+        self.parameters[:], self.state[:] = state["parameters"], state["state"]
+        self.step, self.epoch = state["step"], state["epoch"]
         for slot, values in zip(self.slots, state["slots"], strict=True):
             slot[:] = values
 
@@ -136,11 +142,11 @@ class Session:
             return self._bound[key]
 
     def _bind(self, program: Program) -> BoundProgram:
-        buffers = {"parameters": self.parameters}
+        buffers = {"parameters": self.parameters, "state": self.state}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
             buffers["good parameters"] = self.good_parameters
-        return BoundProgram(program, self.dtype, buffers)
+        return BoundProgram(program, self.dtype, buffers, self.seed)
 
     def training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
         """The training program for batches of that size."""
@@ -203,6 +209,7 @@ class Session:
             self._coefficients = first, last, tables
         for name, table in tables.items():
             bound.attach(name, table[self.step + 1 - first :])
+        bound.count_from(self.step)
         return last - self.step
 
     # training ---------------------------------------------------------------------------------------------
@@ -280,6 +287,7 @@ class Session:
         )
         with bound.lock:
             losses, _ = self._attach(bound, chunk, n)
+            bound.count_from(self.step)
             bound.run(n)
             gradient = bound.buffer("gradient")[: len(self.parameters)].copy()
         return self.total(entry.total(losses), n), gradient
@@ -326,19 +334,18 @@ class Session:
                 bound.run(len(chunk.order))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def layer_outputs(self, x: np.ndarray) -> dict[int, np.ndarray]:
-        """What every layer that is no activation gives for one sample x (1, n_in), by the layer's position."""
-        bound = self._prediction(None)
+    def layer_outputs(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """What every outermost layer that is no activation gives in prediction for one sample x (1, n_in), by path."""
+        bound = self._bind(programs.prediction_program(self.network, 1, keeps_outputs=True))
         out = np.empty((1, self.network.n_out), self.dtype)
-        with bound.lock:
-            for name, array in (("X", x), ("order", None), ("output", out)):
-                bound.attach(name, array)
-            bound.run(1)
-            return {
-                index: bound.buffer(f"layer {index}")[: self.network.widths[index]].copy()
-                for index, layer in enumerate(self.network.layers)
-                if not isinstance(layer, Activation)
-            }
+        for name, array in (("X", x), ("order", None), ("output", out)):
+            bound.attach(name, array)
+        bound.run(1)
+        return {
+            node.path: bound.buffer(bound.program.outputs[node.path].buffer)[: node.n_out].copy()
+            for node in self.network.nodes
+            if not isinstance(node.layer, Activation)
+        }
 
     def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:
         """`predict` for a few rows that need no conversion; None where a number in them is not finite.

@@ -39,7 +39,7 @@ LOSS_ROWS = 64
 #: Numbers of a tile of an update, or of a weight whose gradient is computed and applied at once.
 PARAMETERS = 1 << 13
 #: Columns of a tile of a wide product: the widest panel of cpu/tile.py.
-_PANEL = 64
+PANEL = 64
 #: Panels of a wide weight: enough for as many threads, each wide enough to read memory in long runs.
 _PANELS = 16
 
@@ -68,7 +68,7 @@ def wants_packing(batch: int, n_out: int) -> bool:
 
 def packed_panel(k: int) -> int:
     """Numbers that a packed panel of k rows may take."""
-    return _PANEL * (-(-k // 16) * 16)
+    return PANEL * (-(-k // 16) * 16)
 
 
 def partial_rows(shapes: Sequence[tuple[int, int]], batch: int) -> int:
@@ -79,7 +79,7 @@ def partial_rows(shapes: Sequence[tuple[int, int]], batch: int) -> int:
 
 def panels(n_out: int) -> list[tuple[int, int]]:
     """The columns [start, stop) of a weight that one thread updates at a time."""
-    width = max(_PANEL, n_out // _PANELS // _PANEL * _PANEL) if n_out >= 2 * _PANEL else n_out
+    width = max(PANEL, n_out // _PANELS // PANEL * PANEL) if n_out >= 2 * PANEL else n_out
     return [(start, min(start + width, n_out)) for start in range(0, n_out, width)]
 
 
@@ -100,8 +100,8 @@ def column_tiles(first_op: int, last_op: int, batch: int, n_columns: int, column
 def product_tiles(first_op: int, last_op: int, batch: int, n_in: int, n_out: int) -> list[tuple]:
     """Blocks of rows and columns of one product (batch, n_in) × (n_in, n_out), each worth some microseconds."""
     wanted = max(1, int(2 * batch * n_in * n_out / _TILE_WORK))
-    n_column_tiles = min(wanted, -(-n_out // _PANEL))
-    columns = -(-n_out // n_column_tiles // _PANEL) * _PANEL
+    n_column_tiles = min(wanted, -(-n_out // PANEL))
+    columns = -(-n_out // n_column_tiles // PANEL) * PANEL
     n_row_tiles = max(1, min(wanted // n_column_tiles, -(-batch // 256)))
     rows = -(-batch // n_row_tiles // 16) * 16
     return [
@@ -116,3 +116,8 @@ def product_tiles(first_op: int, last_op: int, batch: int, n_in: int, n_out: int
         for r in range(0, batch, rows)
         for c in range(0, n_out, columns)
     ]
+
+
+def mask_size(batch: int, width: int) -> int:
+    """placeholder"""
+    return batch * width

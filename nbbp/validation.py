@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -275,7 +275,7 @@ def _place(index: Any, original: Any, rows: np.ndarray | None) -> str:
 
 def _ragged(data: list | tuple) -> str:
     """Name the first row of a nested list whose length differs from the first row's."""
-    lengths = [len(row) if hasattr(row, "__len__") and getattr(row, "shape", None) != () else None for row in data]
+    lengths = [len(row) if isinstance(row, Sized) and getattr(row, "shape", None) != () else None for row in data]
     for row, length in enumerate(lengths):
         if length != lengths[0]:
             shown = "one number" if length is None else f"{length} values"

@@ -221,12 +221,12 @@ def forward(net: Any, parameters: Mapping[str, np.ndarray], x: np.ndarray) -> li
 
 def has_weight(layer: Any) -> bool:
     """Whether the layer is dense; otherwise it is an activation that stands alone."""
-    return hasattr(layer, "activation")
+    return hasattr(layer, "use_bias")
 
 
 def activation_of(layer: Any) -> Any:
     """The activation of a dense layer, or the layer that is one."""
-    return layer.activation if has_weight(layer) else layer
+    return layer.activation
 
 
 def predict(net: Any, parameters: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:

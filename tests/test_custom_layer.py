@@ -342,7 +342,11 @@ TWO = (norm_forward, norm_backward)
             ValueError,
             "unknown initializer 'onse'",
         ),
-        (lambda: nbbp.Sequential([norm]), ValueError, "and no Dense"),
+        (
+            lambda: nbbp.Sequential([norm]),
+            ValueError,
+            "got only: Custom",
+        ),
         (
             lambda: nbbp.Sequential([Custom(*TWO, parameter_shapes=lambda n_in: {})], n_in=2).n_parameters,
             ValueError,

@@ -182,7 +182,7 @@ def test_the_check_itself_finds_an_error_of_one_part_in_a_million():
     right = model.loss_and_gradients
 
     class Wrong:
-        parameters, seed, evaluate = model.parameters, model.seed, staticmethod(model.evaluate)
+        parameters, seed, network = model.parameters, model.seed, model.network
 
         @staticmethod
         def loss_and_gradients(x, y):

@@ -27,7 +27,7 @@ DESCRIPTIONS = (
     "nbbp.description",
     "nbbp.metrics",
     "nbbp.network",
-    "nbbp.custom_layer",
+    "nbbp.nodes",
     "nbbp.formula_data",
     "nbbp.formulas",
 )

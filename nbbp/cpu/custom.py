@@ -44,16 +44,16 @@ def custom_backward(zero, variant):
     """Y, GRADIENT = backward(PARAMETERS, X, KEPT, D_Y) row by row, GRADIENT summed over the rows of the tile.
 
     X, Y (batch, N_IN), KEPT and D_Y (batch, N_OUT), GRADIENT (N_PARAMETERS,) for each block of SLOT_ROWS rows, which
-    a tile must hold whole. Writes Y, GRADIENT and scratch, where the sum is made: where the function raises, Y and
-    GRADIENT stay NaN and Numba prints the exception.
+    a tile must hold whole; 0 if nobody wants it. Writes Y, GRADIENT and scratch, where the sum is made: where the
+    function raises, Y and GRADIENT stay NaN and Numba prints the exception.
     """
     function = variant.function
 
     def custom_backward(op, step, row_start, row_stop, column_start, column_stop, scratch):
         n_in, n_out, n = op[ops.N_IN], op[ops.N_OUT], op[ops.N_PARAMETERS]
         parameters = carray(simd.pointer(op[ops.PARAMETERS], zero), (n,))
-        slot = row_start // op[ops.SLOT_ROWS] * op[ops.SLOT_STRIDE]
-        gradient = simd.advance(simd.pointer(op[ops.GRADIENT], zero), slot)
+        slot = row_start // op[ops.SLOT_ROWS] * op[ops.SLOT_STRIDE] if op[ops.GRADIENT] != 0 else 0
+        gradient = simd.advance(simd.pointer(op[ops.GRADIENT] if op[ops.GRADIENT] != 0 else scratch, zero), slot)
         total = carray(simd.pointer(scratch, zero), (n,))
         for i in range(n):
             gradient[i] = NAN

@@ -90,6 +90,8 @@ class BoundProgram:
     dtype : dtype
     buffers : dict of str to ndarray
         The model's own buffers ("parameters", "slot 0", …); their memory is used, not copied.
+    seed : int
+        Key of the layers' random numbers.
 
     Attributes
     ----------
@@ -99,7 +101,7 @@ class BoundProgram:
         To be held from `attach` to the end of what the run leaves behind.
     """
 
-    def __init__(self, program: Any, dtype: Any, buffers: dict[str, np.ndarray]) -> None:
+    def __init__(self, program: Any, dtype: Any, buffers: dict[str, np.ndarray], seed: int = 0) -> None:
         self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
         self.tiles, self.phases = program.tiles, program.phases
         self.settings = np.array(program.settings, self.dtype)
@@ -119,6 +121,7 @@ class BoundProgram:
         self.table = np.zeros((len(program.ops), ops.N_COLUMNS), np.int64)
         self._attached: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._fill_table()
+        self.table[:, ops.SEED] = seed
 
     def _fill_table(self) -> None:
         itemsize = self.dtype.itemsize
@@ -153,6 +156,10 @@ class BoundProgram:
     def cells(self, names: set[str]) -> np.ndarray:
         """The flat places in the table that hold addresses of these attached buffers."""
         return np.concatenate([self._attached[name][0] for name in sorted(names) if name in self._attached])
+
+    def count_from(self, first_step: int) -> None:
+        """Let the next run's steps be these, for the layers' random numbers."""
+        self.table[:, ops.FIRST_STEP] = first_step
 
     def n_threads(self) -> int:
         """Threads that a run takes: as many as are set, if the steps are worth it and every one can have a tile."""

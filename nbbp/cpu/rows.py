@@ -47,3 +47,29 @@ def copy_out(zero, variant):
             simd.copy(target, simd.advance(x, r * op[ops.X_STRIDE]), op[ops.N_OUT])
 
     return copy_out
+
+
+@kernel("copy_rows")
+def copy_rows(zero, variant):
+    """Y = X; X, Y (batch, N_OUT), apart. Writes Y."""
+
+    def copy_rows(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        for r in range(row_start, row_stop):
+            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
+            simd.copy(simd.advance(simd.pointer(op[ops.Y], zero), r * op[ops.Y_STRIDE]), x, op[ops.N_OUT])
+
+    return copy_rows
+
+
+@kernel("add_rows")
+def add_rows(zero, variant):
+    """Y = X + W; X, W, Y (batch, N_OUT), of which any may be the same, or else apart. Writes Y."""
+
+    def add_rows(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        for r in range(row_start, row_stop):
+            x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
+            w = simd.advance(simd.pointer(op[ops.W], zero), r * op[ops.W_STRIDE])
+            y = simd.advance(simd.pointer(op[ops.Y], zero), r * op[ops.Y_STRIDE])
+            simd.add(y, x, w, op[ops.N_OUT])
+
+    return add_rows

@@ -352,6 +352,17 @@ def restore_denormals(typing_context, state):
     return types.void(types.int32), codegen
 
 
+def _by_registers(builder, out, n, vector, value_at):
+    """Write value_at(index, mask) over out[0:n], whole registers and then what remains."""
+    lanes = INT64(vector.count)
+    whole = builder.mul(builder.udiv(n, lanes), lanes)
+    with cgutils.for_range_slice(builder, INT64(0), whole, lanes) as (index, _):
+        store_vector(builder, value_at(index, None), builder.gep(out, [index]))
+    with builder.if_then(builder.icmp_signed("<", whole, n)):
+        mask = lane_mask(builder, builder.sub(n, whole), vector.count)
+        store_vector(builder, value_at(whole, mask), builder.gep(out, [whole]), mask)
+
+
 @intrinsic
 def copy(typing_context, out, x, n):
     """out[0:n] = x[0:n], which must not overlap: register by register, without a call."""
@@ -359,14 +370,24 @@ def copy(typing_context, out, x, n):
     def codegen(context, builder, signature, arguments):
         vector = vector_type(signature.args[0].dtype)
         out, x, n = arguments
-        lanes = INT64(vector.count)
-        whole = builder.mul(builder.udiv(n, lanes), lanes)
-        with cgutils.for_range_slice(builder, INT64(0), whole, lanes) as (index, _):
-            store_vector(builder, load_vector(builder, builder.gep(x, [index]), vector), builder.gep(out, [index]))
-        with builder.if_then(builder.icmp_signed("<", whole, n)):
-            mask = lane_mask(builder, builder.sub(n, whole), vector.count)
-            value = load_vector(builder, builder.gep(x, [whole]), vector, mask)
-            store_vector(builder, value, builder.gep(out, [whole]), mask)
+        _by_registers(builder, out, n, vector, lambda i, mask: load_vector(builder, builder.gep(x, [i]), vector, mask))
         return context.get_dummy_value()
 
     return types.void(out, x, types.int64), codegen
+
+
+@intrinsic
+def add(typing_context, out, x, y, n):
+    """out[0:n] = x[0:n] + y[0:n]; each may be the same as another, or else apart."""
+
+    def codegen(context, builder, signature, arguments):
+        vector = vector_type(signature.args[0].dtype)
+        out, *operands, n = arguments
+
+        def total(index, mask):
+            return builder.fadd(*(load_vector(builder, builder.gep(o, [index]), vector, mask) for o in operands))
+
+        _by_registers(builder, out, n, vector, total)
+        return context.get_dummy_value()
+
+    return types.void(out, x, y, types.int64), codegen

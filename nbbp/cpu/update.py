@@ -36,13 +36,20 @@ def losses_are_finite(op, step, row_start, row_stop):
 
 @kernel("reduce_gradient")
 def reduce_gradient(zero, variant):
-    """Y += partial gradients 1, 2, … behind it, in this order; Y (columns,), partials SLOT_STRIDE apart. Writes Y."""
+    """Y = the sum of partial gradients, in their order; Y (columns,), partials SLOT_STRIDE apart. Writes Y.
+
+    The first of them is Y itself, or begins at X, which must not overlap Y.
+    """
 
     def reduce_gradient(op, step, row_start, row_stop, column_start, column_stop, scratch):
         n_slots = (row_stop + op[ops.SLOT_ROWS] - 1) // op[ops.SLOT_ROWS]
         y = simd.advance(simd.pointer(op[ops.Y], zero), column_start)
+        partials = y
+        if op[ops.X] != 0:
+            partials = simd.advance(simd.pointer(op[ops.X], zero), column_start)
+            simd.copy(y, partials, column_stop - column_start)
         for slot in range(1, n_slots):
-            x = simd.advance(y, slot * op[ops.SLOT_STRIDE])
+            x = simd.advance(partials, slot * op[ops.SLOT_STRIDE])
             for i in range(column_stop - column_start):
                 y[i] += x[i]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nbbp.layers import Activation, Dense
 from nbbp.losses import Loss
-from nbbp.lowering import padded, takes_logits
+from nbbp.lowering.base import padded, takes_logits
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.scalars.activations import ACTIVATIONS

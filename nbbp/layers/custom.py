@@ -12,7 +12,7 @@ from numba import njit
 from numba.core.dispatcher import Dispatcher
 
 from nbbp import initializers
-from nbbp.layers import Activation, positive_integer
+from nbbp.layers.base import Layer, check_name, check_switches, positive_integer
 
 __all__ = ["Custom"]
 
@@ -24,7 +24,7 @@ _BACKWARD = ("parameters", "x", "y", "d_y", "d_x", "gradient")
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Custom:
+class Custom(Layer):
     """A layer that is a pair of jitted functions, for one sample each.
 
     Every array is flat, of the model's dtype. `forward` writes all of y. `backward` writes all of d_x and *adds* to
@@ -54,6 +54,8 @@ class Custom:
         First numbers of parameters; of the others they are "glorot_uniform" for matrices and zeros for the rest.
     name : str, optional
         For tables and messages.
+    trainable : bool, default True
+        False freezes its parameters.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class Custom:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] | Callable | None
     initializers: tuple[tuple[str, Callable], ...]
     name: str | None
+    trainable: bool
 
     def __init__(
         self,
@@ -91,9 +94,8 @@ class Custom:
         parameter_shapes: Mapping[str, tuple[int, ...]] | Callable | None = None,
         parameter_initializers: Mapping[str, Any] | None = None,
         name: str | None = None,
+        trainable: bool = True,
     ) -> None:
-        if name is not None and not (isinstance(name, str) and name):
-            raise TypeError(f"name of Custom must be a str with something in it, or None; got {name!r}")
         if not (parameter_shapes is None or callable(parameter_shapes)):
             parameter_shapes = _checked_shapes(parameter_shapes)
         given = {} if parameter_initializers is None else parameter_initializers
@@ -108,18 +110,16 @@ class Custom:
             "shapes": parameter_shapes,
             "initializers": tuple((key, initializers.get(value)) for key, value in given.items()),
             "name": name,
+            "trainable": trainable,
         }
         for attribute, value in fields.items():
             object.__setattr__(self, attribute, value)
+        check_name(self)
+        check_switches(self, "trainable")
 
     def __repr__(self) -> str:
         functions = f"{self.forward.py_func.__name__}, {self.backward.py_func.__name__}"
         return f"Custom({functions}, n_out={self.n_out}, name={self.name!r})"
-
-    @property
-    def activation(self) -> Activation:
-        """What follows the layer: nothing."""
-        return Activation("linear")
 
     @property
     def has_parameters(self) -> bool:

@@ -1,0 +1,143 @@
+"""Embedding: a row of a table for each category number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nbbp import initializers
+from nbbp.layers.base import Layer, check_name, check_switches, positive_integer
+
+__all__ = ["Embedding"]
+
+#: Categories, at most: every number below it is exact in float32, the dtype of the data.
+MOST_CATEGORIES = 1 << 24
+
+
+@dataclass(frozen=True, init=False)
+class Embedding(Layer):
+    """Rows of tables in place of category numbers: the first layer of networks for integer columns.
+
+    ``Embedding(100, 8)``: every column of X holds a category 0 … 99; each becomes the 8 numbers of its row in one
+    table, ``"0.weight"`` (100, 8). ``Embedding({0: 12, 3: 7}, 4)``: columns 0 and 3 hold categories, each with a table
+    of its own, ``"0.weight_0"`` (12, 4) and ``"0.weight_3"`` (7, 4); the other columns pass. The output has the columns
+    that pass first, in their order, then the rows of the tables, in the order of the columns.
+
+    Parameters
+    ----------
+    n_categories : int, or mapping of column to int
+        At least 1, at most 2**24.
+    n_out : int, or mapping of column to int
+        Numbers per category.
+    weight_initializer : str or initializer, default "normal"
+    name : str, optional
+        For tables and messages.
+    trainable : bool, default True
+        False freezes the tables.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what cannot be a layer; the message says what was expected and what came. Data with a number that is no
+        category are refused before anything changes.
+
+    Examples
+    --------
+    >>> Embedding({0: 12, 3: 7}, 4).width(5)
+    11
+    """
+
+    tables: tuple[tuple[int | None, int, int], ...]
+    weight_initializer: Any
+    name: str | None = None
+    trainable: bool = True
+
+    def __init__(
+        self,
+        n_categories: int | Mapping[int, int],
+        n_out: int | Mapping[int, int],
+        weight_initializer: Any = "normal",
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        fields = {
+            "tables": _tables(n_categories, n_out),
+            "weight_initializer": initializers.get(weight_initializer),
+            "name": name,
+            "trainable": trainable,
+        }
+        for attribute, value in fields.items():
+            object.__setattr__(self, attribute, value)
+        check_switches(self, "trainable")
+        check_name(self)
+
+    @property
+    def has_parameters(self) -> bool:
+        return True
+
+    def columns(self, n_in: int) -> tuple[tuple[int, ...], tuple[tuple[int, int, int, int], ...]]:
+        """Where each output comes from.
+
+        Returns
+        -------
+        passed : tuple of int
+            Columns that pass.
+        looked_up : tuple of (column, n_categories, n_out, offset)
+            Columns of categories; `offset` is where the column's table begins among the layer's parameters.
+
+        Raises
+        ------
+        ValueError
+            If a column is not there.
+        """
+        if self.tables[0][0] is None:
+            _, categories, width = self.tables[0]
+            return (), tuple((column, categories, width, 0) for column in range(n_in))
+        found, offset = [], 0
+        for column, categories, width in self.tables:
+            if column >= n_in:
+                raise ValueError(f"Embedding looks up column {column}; got samples of {n_in} features")
+            found.append((column, categories, width, offset))
+            offset += categories * width
+        taken = {column for column, *_ in found}
+        return tuple(column for column in range(n_in) if column not in taken), tuple(found)
+
+    def width(self, n_in: int) -> int:
+        passed, looked_up = self.columns(n_in)
+        return len(passed) + sum(width for _, _, width, _ in looked_up)
+
+    def parameter_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
+        return {
+            "weight" if column is None else f"weight_{column}": (categories, width)
+            for column, categories, width in self.tables
+        }
+
+    def initializer(self, kind: str, shape: tuple[int, ...]) -> Any:
+        return self.weight_initializer
+
+
+def _tables(n_categories: Any, n_out: Any) -> tuple[tuple[int | None, int, int], ...]:
+    """(column, categories, numbers per category) of every table; the column is None where one serves all."""
+    if not isinstance(n_categories, Mapping):
+        if isinstance(n_out, Mapping):
+            raise TypeError("n_out of Embedding can differ by column only where n_categories does")
+        return ((None, _categories(n_categories), positive_integer("n_out of Embedding", n_out)),)
+    if not n_categories:
+        raise ValueError("n_categories of Embedding must name at least one column; got an empty mapping")
+    tables = []
+    for column, count in n_categories.items():
+        if isinstance(column, bool) or not isinstance(column, int) or column < 0:
+            raise TypeError(f"columns of Embedding must be integers from 0 on; got {column!r}")
+        if isinstance(n_out, Mapping) and column not in n_out:
+            raise ValueError(f"n_out of Embedding has no entry for column {column}; it has {sorted(n_out)}")
+        width = n_out[column] if isinstance(n_out, Mapping) else n_out
+        tables.append((column, _categories(count), positive_integer("n_out of Embedding", width)))
+    return tuple(sorted(tables))
+
+
+def _categories(count: Any) -> int:
+    count = positive_integer("n_categories of Embedding", count)
+    if count > MOST_CATEGORIES:
+        raise ValueError(f"n_categories of Embedding must be at most {MOST_CATEGORIES:,}; got {count:,}")
+    return count

@@ -1,0 +1,243 @@
+"""Lowering: writes the ops of a network, forward and back, into a program.
+
+Each kind of layer has one function that lowers it, registered with `lowers`; it adds the layer's forward ops and gives
+its output with a `Step`: how the gradient comes back through it.
+
+Legend: as in nbbp/program.py. x and y are what comes into a layer and what goes out, d_x and d_y the gradients of the
+loss with respect to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from nbbp.layers import Activation
+from nbbp.losses import Loss
+from nbbp.network import Sequential
+from nbbp.nodes import Node
+from nbbp.program import PADDING, Place, Program, Values
+
+_LOWERED: dict[type, Callable] = {}
+
+
+def lowers(kind: type) -> Callable:
+    """Register ``lower(lowering, node, x, ends) -> (y, step)`` for a kind of layer.
+
+    `ends` is False where the layer's activation is left to the loss.
+    """
+
+    def register(lower: Callable) -> Callable:
+        _LOWERED[kind] = lower
+        return lower
+
+    return register
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer of the forward pass, for the way back.
+
+    Attributes
+    ----------
+    node : Node
+    backward : callable
+        ``backward(d_y, wants_d_x) -> d_x``: adds the ops; what it gives matters only if it is wanted.
+    on_d_y : {"overwrites", "reads", "passes"}
+        What these ops do with d_y: change it, leave it and give another matrix, or give it back as it is.
+    """
+
+    node: Node
+    backward: Callable[[Values, bool], Values]
+    on_d_y: str
+
+
+def passes(node: Node, x: Values) -> tuple[Values, Step]:
+    """A layer that does nothing."""
+    return x, Step(node, lambda d_y, wants_d_x: d_y, "passes")
+
+
+@dataclass(frozen=True)
+class WeightGradient:
+    """A weight's gradient that is still to be computed, as a product of these two over the rows of the batch."""
+
+    node: Node
+    x: Values
+    d_y: Values
+
+
+@dataclass(frozen=True)
+class OwnGradient:
+    """A gradient of all of a layer's parameters that the layer's own ops have written to a buffer of its own.
+
+    In partial gradients, each of `rows` rows of the batch, `stride` numbers apart.
+    """
+
+    node: Node
+    buffer: str
+    rows: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Partials:
+    """How a step's gradient is divided.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of the batch that share a partial gradient.
+    are_apart : bool
+        Whether the gradients that layers' own ops write lie in buffers of their own, not in "gradient".
+    """
+
+    rows: int
+    are_apart: bool = False
+
+
+class Lowering:
+    """Builds one program; its methods append ops in the order in which they run.
+
+    Parameters
+    ----------
+    network : Sequential
+        With sizes.
+    batch : int
+    partials : Partials, optional
+        Of training; without them the program only goes forward, as layers do in prediction.
+    keeps_state : bool
+        Whether the layers' states stay as they are.
+    keeps_outputs : bool
+        Whether every layer's output stays, for somebody to look at.
+
+    Attributes
+    ----------
+    program : Program
+    pending : list of WeightGradient and OwnGradient
+        What remains to be done for the parameters' gradients.
+    flush : callable
+        Does it. Called when the gradient has come back, or between parts of the network if memory is to be used again.
+    """
+
+    def __init__(
+        self,
+        network: Sequential,
+        batch: int,
+        partials: Partials | None = None,
+        keeps_state: bool = False,
+        keeps_outputs: bool = False,
+    ) -> None:
+        self.network, self.partials, self.keeps_outputs = network, partials, keeps_outputs
+        self.program = Program(batch)
+        self.keeps_state = keeps_state
+        self.pending: list[WeightGradient | OwnGradient] = []
+        self.flush: Callable[[], None] = self.pending.clear
+        self.offsets = {parameter.name: parameter.offset for parameter in network.parameters}
+        self.state_offsets = {state.name: state.offset for state in network.states}
+
+    @property
+    def trains(self) -> bool:
+        """Whether layers act as in training."""
+        return self.partials is not None
+
+    # forward ---------------------------------------------------------------------------------------------------------
+
+    def gather(self) -> Values:
+        n_in, program = self.network.n_in, self.program
+        x = self.free(program.matrix("input", n_in, with_one=True), unless=True)
+        program.add(
+            "gather",
+            x=Place("X"), x_stride=n_in, y=Place(x.buffer), y_stride=x.stride, order=Place("order"), n_out=n_in,
+        )  # fmt: skip
+        return x
+
+    def layer(self, node: Node, x: Values, ends: bool = True) -> tuple[Values, Step]:
+        """The ops of one layer; its output, or its logits if it does not end with its activation, and its step."""
+        kind = next(kind for kind in type(node.layer).__mro__ if kind in _LOWERED)
+        return _LOWERED[kind](self, node, x, ends)
+
+    def chain(self, nodes: Sequence[Node], x: Values, ends: bool = True) -> tuple[Values, list[Step]]:
+        """The ops of layers one after the other."""
+        steps = []
+        for node in nodes:
+            x, step = self.layer(node, x, ends or node is not nodes[-1])
+            steps.append(step)
+            self.program.outputs[node.path] = x
+        return x, steps
+
+    def output(self, node: Node, x: Values) -> Values:
+        """Where an elementwise layer writes: in place, where nobody reads what came in."""
+        if x.is_free:
+            return x
+        return self.free(self.program.matrix(f"layer {node.path}", x.width, with_one=True))
+
+    def free(self, y: Values, *, unless: bool = False) -> Values:
+        """A layer's output that its way back does not read (unless it does, in training)."""
+        return replace(y, is_free=not (unless and self.trains) and not self.keeps_outputs)
+
+    # backward --------------------------------------------------------------------------------------------------------
+
+    def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
+        """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
+        for number in reversed(range(len(steps))):
+            wants = wants_d_x or any(step.node.trains for step in steps[:number])
+            if not wants and not steps[number].node.trains:
+                break
+            d_y = steps[number].backward(d_y, wants)
+        return d_y
+
+    def own_gradient(self, node: Node, is_whole: bool = False) -> dict[str, int | Place]:
+        """Columns that say where a layer's own ops write its parameters' gradient; none of them for a frozen layer.
+
+        `is_whole` for ops that see all rows of a batch at once.
+        """
+        size = sum(parameter.size for parameter in self.parameters_of(node))
+        if not size or not node.trainable:
+            return {}
+        rows = self.program.batch if is_whole else self.partials.rows
+        if not self.partials.are_apart:
+            place = Place("gradient", self.offset_of(node))
+            return {"gradient": place, "slot_rows": rows, "slot_stride": padded(self.network.n_parameters)}
+        name = f"gradient {node.path}"
+        stride = padded(size)
+        self.program.buffers[name] = -(-self.program.batch // rows) * stride
+        self.pending.append(OwnGradient(node, name, rows, stride))
+        return {"gradient": Place(name), "slot_rows": rows, "slot_stride": stride}
+
+    # parameters ------------------------------------------------------------------------------------------------------
+
+    def parameters_of(self, node: Node) -> list:
+        """A layer's own parameters."""
+        return [parameter for parameter in self.network.parameters if parameter.layer == node.path]
+
+    def offset_of(self, node: Node) -> int:
+        """Where a layer's own parameters begin in the flat buffer; 0 if it has none."""
+        own = self.parameters_of(node)
+        return own[0].offset if own else 0
+
+    def own_parameters(self, node: Node) -> dict[str, int | Place]:
+        """Columns of a layer's parameters, which lie one behind the other."""
+        size = sum(parameter.size for parameter in self.parameters_of(node))
+        return {"parameters": Place("parameters", self.offset_of(node)), "n_parameters": size}
+
+
+def operands(x: Values, y: Values) -> dict[str, int | Place]:
+    """Columns of what an op reads and what it writes, of equal width."""
+    return {
+        "x": Place(x.buffer), "x_stride": x.stride, "y": Place(y.buffer), "y_stride": y.stride, "n_out": y.width,
+    }  # fmt: skip
+
+
+def takes_logits(network: Sequential, loss: Loss) -> bool:
+    """Whether the last activation is part of the loss and left out of training."""
+    return loss.fuses(last_activation(network))
+
+
+def last_activation(network: Sequential) -> Activation:
+    """The activation that the network ends with."""
+    return network.layers[-1].activation
+
+
+def padded(n: int) -> int:
+    """`n` rounded up to whole vector registers."""
+    return -(-n // PADDING) * PADDING
