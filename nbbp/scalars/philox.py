@@ -24,8 +24,12 @@ from nbbp.scalars.dispatch import formula
 STREAM_PARAMETERS = 0
 #: Fourth counter word of `permutation`.
 STREAM_SHUFFLE = 1
-#: Fourth counter word of dropout masks.
+#: Fourth counter words of random layers; scalars/draws.py says which number takes which word.
 STREAM_DROPOUT = 2
+STREAM_DEPTH = 3
+STREAM_NOISE = 4
+#: Fourth counter word of noise that is added to gradients.
+STREAM_GRADIENT_NOISE = 5
 
 #: Largest length `permutation` accepts: one 32-bit word chooses each position.
 MAX_PERMUTATION = 2**32
