@@ -21,11 +21,12 @@ from nbbp.scalars.philox import STREAM_NOISE, key_words
 def normals_of_group(out, words, zero, group, layer, step, stream, key_low, key_high):
     """out[0:64] = the normals of a group; `words` takes 64 int32 numbers."""
     random_simd.words_of_group(words, group, layer, step, stream, key_low, key_high)
-    for half in range(0, NORMAL_GROUP, 2 * BLOCKS):
-        for b in range(half, half + BLOCKS):
-            first, second = normal_pair(words[b], words[b + BLOCKS], zero)
-            out[b] = first
-            out[b + BLOCKS] = second
+    for start in range(0, NORMAL_GROUP, 2 * BLOCKS):
+        some, of = simd.advance(out, start), simd.advance(words, start)
+        for b in range(BLOCKS):
+            first, second = normal_pair(of[b], of[b + BLOCKS], zero)
+            some[b] = first
+            some[b + BLOCKS] = second
 
 
 @kernel("gaussian_noise_forward", fastmath={"contract"})

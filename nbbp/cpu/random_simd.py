@@ -18,16 +18,21 @@ from nbbp.scalars import philox
 
 BLOCKS = 16
 LANES = simd.VECTOR_BYTES // 4
+#: Lanes beside loops of LLVM's own, which take half the registers of AVX-512: whole ones among them would close one of
+#: the ports that work on halves, and the loads of what half registers wrote would wait until it is in the cache.
+LOOP_LANES = min(LANES, 8)
 #: Numbers of a matrix that are looked at together: every row begins with a new chunk.
 CHUNK = 16
 
-_PAIRS = LANES // 2
-_LONGS = ir.VectorType(INT64, _PAIRS)
-_WORDS = ir.VectorType(INT32, LANES)
-_HALVES = ir.VectorType(ir.IntType(16), 2 * LANES)
-_MULTIPLIERS = tuple(ir.Constant(_LONGS, [int(m)] * _PAIRS) for m in (philox._MULTIPLIER_0, philox._MULTIPLIER_1))
-_LOWER_HALF = ir.Constant(_LONGS, [0xFFFFFFFF] * _PAIRS)
 _COUNTER = (types.uint64,) * 6
+
+
+def _words(lanes: int) -> ir.VectorType:
+    return ir.VectorType(INT32, lanes)
+
+
+def _longs(lanes: int) -> ir.VectorType:
+    return ir.VectorType(INT64, lanes // 2)
 
 
 def _shuffle(builder, x, y, lanes):
@@ -36,43 +41,45 @@ def _shuffle(builder, x, y, lanes):
 
 def _product(builder, x, multiplier):
     """Upper and lower words of the product; above the lower ones something is left over."""
-    product = builder.mul(builder.and_(x, _LOWER_HALF), multiplier)
+    n = x.type.count
+    lower_half, multipliers = (ir.Constant(x.type, [int(word)] * n) for word in (philox._WORD, multiplier))
+    product = builder.mul(builder.and_(x, lower_half), multipliers)
     # both halves of a lane become the upper one: a shuffle, as the multiplications occupy the unit that shifts
-    words = builder.bitcast(product, _WORDS)
-    upper = builder.bitcast(_shuffle(builder, words, words, [lane | 1 for lane in range(LANES)]), _LONGS)
-    return upper, product
+    words = builder.bitcast(product, _words(2 * n))
+    upper = _shuffle(builder, words, words, [lane | 1 for lane in range(2 * n)])
+    return builder.bitcast(upper, x.type), product
 
 
 def _rounds(builder, counter, keys):
     """The ten rounds, of counters in 64-bit lanes."""
     c0, c1, c2, c3 = counter
     for key_0, key_1 in keys:
-        high_0, low_0 = _product(builder, c0, _MULTIPLIERS[0])
-        high_1, low_1 = _product(builder, c2, _MULTIPLIERS[1])
+        high_0, low_0 = _product(builder, c0, philox._MULTIPLIER_0)
+        high_1, low_1 = _product(builder, c2, philox._MULTIPLIER_1)
         c0 = builder.xor(builder.xor(high_1, c1), key_0)
         c2 = builder.xor(builder.xor(high_0, c3), key_1)
         c1, c3 = low_1, low_0
     return c0, c1, c2, c3
 
 
-def _groups_words(builder, arguments):
-    """For each LANES blocks of a group their four registers of words; arguments: group, layer, step, stream, key."""
+def _words_of_group(builder, arguments, lanes):
+    """For each `lanes` blocks of a group their four registers of words; arguments: group, layer, step, stream, key."""
     group, layer, step, stream, *key = arguments
-    weyl = int(philox._WEYL_0), int(philox._WEYL_1)
+    pairs, weyl = lanes // 2, (int(philox._WEYL_0), int(philox._WEYL_1))
     keys = [
-        [simd.splat(builder, builder.add(k, INT64(number * w)), _PAIRS) for k, w in zip(key, weyl, strict=True)]
+        [simd.splat(builder, builder.add(k, INT64(number * w)), pairs) for k, w in zip(key, weyl, strict=True)]
         for number in range(10)
     ]
-    first = simd.splat(builder, builder.mul(group, INT64(BLOCKS)), _PAIRS)
-    rest = [simd.splat(builder, word, _PAIRS) for word in (layer, step, stream)]
-    alternating = [lane // 2 * 2 + lane % 2 * LANES for lane in range(LANES)]
-    for start in range(0, BLOCKS, LANES):
+    first = simd.splat(builder, builder.mul(group, INT64(BLOCKS)), pairs)
+    rest = [simd.splat(builder, word, pairs) for word in (layer, step, stream)]
+    alternating = [lane // 2 * 2 + lane % 2 * lanes for lane in range(lanes)]
+    for start in range(0, BLOCKS, lanes):
         halves = []
         for parity in (0, 1):
-            blocks = ir.Constant(_LONGS, [start + parity + 2 * lane for lane in range(_PAIRS)])
+            blocks = ir.Constant(_longs(lanes), [start + parity + 2 * pair for pair in range(pairs)])
             words = _rounds(builder, [builder.add(first, blocks), *rest], keys)
-            halves.append([builder.bitcast(word, _WORDS) for word in words])
-        yield [_shuffle(builder, even, odd, alternating) for even, odd in zip(*halves, strict=True)]
+            halves.append([builder.bitcast(word, _words(lanes)) for word in words])
+        yield start, [_shuffle(builder, even, odd, alternating) for even, odd in zip(*halves, strict=True)]
 
 
 @intrinsic
@@ -85,10 +92,10 @@ def compare_group(typing_context, group, layer, step, stream, key_low, key_high,
     def codegen(context, builder, signature, arguments):
         limits = simd.splat(builder, builder.trunc(arguments[-1], ir.IntType(16)), 2 * LANES)
         bits = [INT64(0)] * 4
-        for part, words in enumerate(_groups_words(builder, arguments[:-1])):
+        for block, words in _words_of_group(builder, arguments[:-1], LANES):
             for k, word in enumerate(words):
-                halves = builder.bitcast(word, _HALVES)
-                shift = INT64(32 * (k % 2) + 2 * LANES * part)
+                halves = builder.bitcast(word, limits.type)
+                shift = INT64(32 * (k % 2) + 2 * block)
                 for which, comparison in ((k // 2, ">="), (2 + k // 2, "==")):
                     mask = builder.icmp_unsigned(comparison, halves, limits)
                     mask = builder.zext(builder.bitcast(mask, ir.IntType(2 * LANES)), INT64)
@@ -103,11 +110,11 @@ def words_of_group(typing_context, out, group, layer, step, stream, key_low, key
     """out[16 k + b] = word k of block b of a group: 64 int32 numbers."""
 
     def codegen(context, builder, signature, arguments):
-        out, *rest = arguments
-        for part, words in enumerate(_groups_words(builder, rest)):
+        out, *counter = arguments
+        for block, words in _words_of_group(builder, counter, LOOP_LANES):
             for k, word in enumerate(words):
-                where = builder.gep(out, [INT64(BLOCKS * k + LANES * part)])
-                builder.store(word, builder.bitcast(where, _WORDS.as_pointer()), align=4)
+                where = builder.gep(out, [INT64(BLOCKS * k + block)])
+                builder.store(word, builder.bitcast(where, word.type.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return types.void(types.CPointer(types.int32), *_COUNTER), codegen
@@ -142,8 +149,9 @@ def keep_row(typing_context, out, x, kept, factor, n):
         factors = simd.splat(builder, factor, vector.count)
         zeros = ir.Constant(vector, [0.0] * vector.count)
         every = ir.VectorType(ir.IntType(1), CHUNK)
-        with cgutils.for_range_slice(builder, INT64(0), n, INT64(CHUNK)) as (index, _):
-            bits = builder.load(builder.gep(kept, [builder.sdiv(index, INT64(CHUNK))]), align=2)
+
+        def keep_chunk(index):
+            bits = builder.load(builder.gep(kept, [builder.lshr(index, INT64(4))]), align=2)
             mask = builder.bitcast(bits, every)
             for lane in _registers(builder, vector):
                 here = builder.add(index, INT64(lane))
@@ -151,6 +159,14 @@ def keep_row(typing_context, out, x, kept, factor, n):
                 values = simd.load_vector(builder, builder.gep(x, [here]), vector)
                 values = builder.select(some, builder.fmul(values, factors), zeros)
                 simd.store_vector(builder, values, builder.gep(out, [here]))
+
+        four = 4 * CHUNK
+        whole = builder.and_(n, INT64(-four))
+        with cgutils.for_range_slice(builder, INT64(0), whole, INT64(four)) as (index, _):
+            for start in range(0, four, CHUNK):
+                keep_chunk(builder.add(index, INT64(start)))
+        with cgutils.for_range_slice(builder, whole, n, INT64(CHUNK)) as (index, _):
+            keep_chunk(index)
         return context.get_dummy_value()
 
     return types.void(out, x, types.CPointer(types.uint16), x.dtype, types.int64), codegen
@@ -161,7 +177,8 @@ def add_to_chunk(typing_context, out, x, z, factor, start, stop):
     """out[i] = x[i] + factor · z[i] for the i of a chunk that are in [start, stop); out and x may be one."""
 
     def codegen(context, builder, signature, arguments):
-        vector = simd.vector_type(signature.args[0].dtype)
+        element = context.get_value_type(signature.args[0].dtype)
+        vector = ir.VectorType(element, LOOP_LANES if signature.args[0].dtype == types.float32 else LOOP_LANES // 2)
         out, x, z, factor, start, stop = arguments
         factors = simd.splat(builder, factor, vector.count)
         starts, stops = simd.splat(builder, start, vector.count), simd.splat(builder, stop, vector.count)
