@@ -1,7 +1,8 @@
 """Layers that drop: units (dropout) or whole rows (stochastic depth), scaled so that the expected output stays.
 
 Legend: batch rows, N_OUT units, W = N_OUT rounded up to 16. SEED, LAYER and FIRST_STEP + step say which numbers are
-drawn, scalars/draws.py how. A mask at KEPT is batch · W bits, bit i of number i = row · W + column, in groups of 128.
+drawn, scalars/draws.py how. A mask at KEPT is batch · W bits, bit i of number i = row · W + column, in groups of 128;
+tiling.mask_size says how much memory that is, from an address that is a multiple of 8.
 Cut by rows, from multiples of 16 on: there a group begins.
 """
 
@@ -23,7 +24,7 @@ def kept_of_group(group, layer, step, stream, key_low, key_high, limit):
     )
     rest = limit & uint64(0xFFFF)
     # one group in five hundred; never for a rate like 1/2 or 1/4
-    if tied_low | tied_high != 0 and rest != 0:
+    if (tied_low | tied_high) != 0 and rest != 0:
         rest_low, rest_high, _, _ = random_simd.compare_group(
             group, layer, step, LOW_HALVES + stream, key_low, key_high, rest
         )

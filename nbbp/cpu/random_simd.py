@@ -42,7 +42,7 @@ def _shuffle(builder, x, y, lanes):
 def _product(builder, x, multiplier):
     """Upper and lower words of the product; above the lower ones something is left over."""
     n = x.type.count
-    lower_half, multipliers = (ir.Constant(x.type, [int(word)] * n) for word in (philox._WORD, multiplier))
+    lower_half, multipliers = (ir.Constant(x.type, [int(word)] * n) for word in (0xFFFFFFFF, multiplier))
     product = builder.mul(builder.and_(x, lower_half), multipliers)
     # both halves of a lane become the upper one: a shuffle, as the multiplications occupy the unit that shifts
     words = builder.bitcast(product, _words(2 * n))
@@ -54,8 +54,8 @@ def _rounds(builder, counter, keys):
     """The ten rounds, of counters in 64-bit lanes."""
     c0, c1, c2, c3 = counter
     for key_0, key_1 in keys:
-        high_0, low_0 = _product(builder, c0, philox._MULTIPLIER_0)
-        high_1, low_1 = _product(builder, c2, philox._MULTIPLIER_1)
+        high_0, low_0 = _product(builder, c0, philox.MULTIPLIER_0)
+        high_1, low_1 = _product(builder, c2, philox.MULTIPLIER_1)
         c0 = builder.xor(builder.xor(high_1, c1), key_0)
         c2 = builder.xor(builder.xor(high_0, c3), key_1)
         c1, c3 = low_1, low_0
@@ -65,7 +65,7 @@ def _rounds(builder, counter, keys):
 def _words_of_group(builder, arguments, lanes):
     """For each `lanes` blocks of a group their four registers of words; arguments: group, layer, step, stream, key."""
     group, layer, step, stream, *key = arguments
-    pairs, weyl = lanes // 2, (int(philox._WEYL_0), int(philox._WEYL_1))
+    pairs, weyl = lanes // 2, (int(philox.WEYL_0), int(philox.WEYL_1))
     keys = [
         [simd.splat(builder, builder.add(k, INT64(number * w)), pairs) for k, w in zip(key, weyl, strict=True)]
         for number in range(10)
@@ -160,6 +160,7 @@ def keep_row(typing_context, out, x, kept, factor, n):
                 values = builder.select(some, builder.fmul(values, factors), zeros)
                 simd.store_vector(builder, values, builder.gep(out, [here]))
 
+        # four chunks at a time: a row is too short for a loop around each
         four = 4 * CHUNK
         whole = builder.and_(n, INT64(-four))
         with cgutils.for_range_slice(builder, INT64(0), whole, INT64(four)) as (index, _):
