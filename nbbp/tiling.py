@@ -71,6 +71,11 @@ def packed_panel(k: int) -> int:
     return PANEL * (-(-k // 16) * 16)
 
 
+def mask_size(batch: int, width: int) -> int:
+    """Numbers, of either dtype, that hold the bits of a dropout mask (see cpu/dropout.py): whole groups of 128 bits."""
+    return -(-batch * (-(-width // 16) * 16) // 128) * 4
+
+
 def partial_rows(shapes: Sequence[tuple[int, int]], batch: int) -> int:
     """Rows that share a partial gradient."""
     rows = max(_PARTIAL_ROWS, int(_PARTIAL_WORK / work(shapes, 1)), -(-batch // _MAX_PARTIALS))

@@ -34,6 +34,8 @@ _MODULES = (
     "adafactor",
     "snapshot",
     "custom",
+    "dropout",
+    "noise",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}

@@ -24,16 +24,21 @@ from nbbp.scalars.dispatch import formula
 STREAM_PARAMETERS = 0
 #: Fourth counter word of `permutation`.
 STREAM_SHUFFLE = 1
-#: Fourth counter word of dropout masks.
+#: Fourth counter words of random layers; scalars/draws.py says which number takes which word.
 STREAM_DROPOUT = 2
+STREAM_DEPTH = 3
+STREAM_NOISE = 4
+#: Fourth counter word of noise that is added to gradients.
+STREAM_GRADIENT_NOISE = 5
 
 #: Largest length `permutation` accepts: one 32-bit word chooses each position.
 MAX_PERMUTATION = 2**32
 
-_MULTIPLIER_0 = np.uint64(0xD2511F53)
-_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL_0 = np.uint64(0x9E3779B9)
-_WEYL_1 = np.uint64(0xBB67AE85)
+#: What a round multiplies two words of the counter by, and what is added to the words of the key after each.
+MULTIPLIER_0 = np.uint64(0xD2511F53)
+MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+WEYL_0 = np.uint64(0x9E3779B9)
+WEYL_1 = np.uint64(0xBB67AE85)
 _WORD = np.uint64(0xFFFFFFFF)
 _WORD_BITS = np.uint64(32)
 _ONE = np.uint64(1)
@@ -49,10 +54,10 @@ _FLOAT64_STEP = 2.0**-53
 @formula
 def philox_round(c0, c1, c2, c3, key_low, key_high, number):
     """One of the ten rounds: two 32-bit products, and the key after `number` Weyl steps, 0 to 9."""
-    product_0 = _MULTIPLIER_0 * c0
-    product_1 = _MULTIPLIER_1 * c2
-    key_low = (key_low + number * _WEYL_0) & _WORD
-    key_high = (key_high + number * _WEYL_1) & _WORD
+    product_0 = MULTIPLIER_0 * c0
+    product_1 = MULTIPLIER_1 * c2
+    key_low = (key_low + number * WEYL_0) & _WORD
+    key_high = (key_high + number * WEYL_1) & _WORD
     return (
         (product_1 >> _WORD_BITS) ^ c1 ^ key_low,
         product_1 & _WORD,
