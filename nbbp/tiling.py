@@ -121,8 +121,3 @@ def product_tiles(first_op: int, last_op: int, batch: int, n_in: int, n_out: int
         for r in range(0, batch, rows)
         for c in range(0, n_out, columns)
     ]
-
-
-def mask_size(batch: int, width: int) -> int:
-    """placeholder"""
-    return batch * width
