@@ -1,8 +1,8 @@
 """The networks and data that ``profiling/train_step.py`` times, and the reference it holds every library to.
 
-Every case is ReLU hidden layers, crossentropy on the logits and Adam at learning rate 1e-3 in float32. The
-data are drawn from a fixed seed and labelled by a fixed linear teacher, so that there is something to learn
-and units die as they do in ordinary training.
+Every case is ReLU hidden layers, crossentropy on the logits and Adam at learning rate 1e-3 in float32; some have
+dropout, or batch or layer normalisation, in every hidden layer. The data are drawn from a fixed seed and labelled by a
+fixed linear teacher, so that there is something to learn and units die as they do in ordinary training.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 LOSS_TOLERANCE = 1e-3
 VALIDATION_STEPS = 5
 
+#: What a hidden layer may have beside its ReLU: dropout behind it, a normalisation in front of it.
+DROPOUT, BATCH_NORM, LAYER_NORM = "dropout", "batch norm", "layer norm"
+DROPOUT_RATE = 0.2
+NORM_EPSILON = 1e-5
+
 
 @dataclass(frozen=True)
 class Case:
@@ -32,17 +37,26 @@ class Case:
     n_steps : int
         Batches of different data, so that no step sees data that the step before left in cache.
     goal : float
-        How many times faster than the fastest of PyTorch and JAX the project wants to be on one core.
+        How many times faster than the fastest of PyTorch and JAX the project wants to be on one core. With a layer:
+        how many times the step without it a step may take.
+    layer : str
+        What every hidden layer has beside its ReLU, "" for nothing.
     """
 
     sizes: tuple[int, ...]
     batch: int
     n_steps: int
     goal: float
+    layer: str = ""
 
     @property
     def name(self) -> str:
-        """The network's widths joined by dashes, with the batch: ``784-128-10 b64``."""
+        """The network's widths joined by dashes, with the batch and the layer: ``784-128-10 b64``."""
+        return self.plain_name + (f" {self.layer}" if self.layer else "")
+
+    @property
+    def plain_name(self) -> str:
+        """The name of the case without the layer."""
         return f"{'-'.join(map(str, self.sizes))} b{self.batch}"
 
     @property
@@ -70,6 +84,8 @@ CASES = (
     Case((784, 128, 10), 64, 600, 353 / 200),
     Case((784, 256, 10), 64, 400, 605 / 400),
     Case((1024, 1024, 1024, 1024), 256, 24, 29_400 / 28_500),
+    *(Case((64, 64, 64, 64, 10), 128, 2_000, 1.30, layer) for layer in (DROPOUT, BATCH_NORM, LAYER_NORM)),
+    *(Case((784, 256, 10), 64, 400, 1.15, layer) for layer in (DROPOUT, BATCH_NORM, LAYER_NORM)),
 )
 
 
@@ -98,34 +114,61 @@ def training_data(case: Case, n_steps: int | None = None, seed: int = 0) -> tupl
 def reference_losses(case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, n: int) -> list[float]:
     """Losses of the first `n` optimizer steps, each before its update, in float64 NumPy.
 
-    Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1.
+    Kingma and Ba, "Adam: a method for stochastic optimization", 2015, algorithm 1. Dropout is left out: every library
+    draws its own masks, and is held to its losses at rate 0.
     """
-    weights = [p.astype(np.float64) for p in parameters]
-    first = [np.zeros_like(p) for p in weights]
-    second = [np.zeros_like(p) for p in weights]
-    n_layers = len(case.sizes) - 1
+    trained = [p.astype(np.float64) for p in parameters]
+    if case.layer in (BATCH_NORM, LAYER_NORM):  # gains and shifts lie behind the weights
+        trained += [filled(width) for width in case.sizes[1:-1] for filled in (np.ones, np.zeros)]
+    first = [np.zeros_like(p) for p in trained]
+    second = [np.zeros_like(p) for p in trained]
     losses = []
     for step in range(1, n + 1):
         rows = slice((step - 1) * case.batch, step * case.batch)
-        inputs, labels = [x[rows].astype(np.float64)], y[rows]
-        for layer in range(n_layers):
-            z = inputs[-1] @ weights[2 * layer] + weights[2 * layer + 1]
-            inputs.append(np.maximum(z, 0.0) if layer < n_layers - 1 else z)
-        logits = inputs.pop()
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        each = np.arange(case.batch)
-        losses.append(float(-log_probabilities[each, labels].mean()))
-        delta = np.exp(log_probabilities)
-        delta[each, labels] -= 1.0
-        delta /= case.batch
-        gradients: list[np.ndarray] = []
-        for layer in reversed(range(n_layers)):
-            gradients = [inputs[layer].T @ delta, delta.sum(axis=0), *gradients]
-            if layer:
-                delta = (delta @ weights[2 * layer].T) * (inputs[layer] > 0.0)
-        for p, g, m, v in zip(weights, gradients, first, second, strict=True):
+        loss, gradients = _loss_and_gradients(case, trained, x[rows].astype(np.float64), y[rows])
+        losses.append(loss)
+        for p, g, m, v in zip(trained, gradients, first, second, strict=True):
             m += (1.0 - BETA_1) * (g - m)
             v += (1.0 - BETA_2) * (g * g - v)
             p -= LEARNING_RATE * (m / (1.0 - BETA_1**step)) / (np.sqrt(v / (1.0 - BETA_2**step)) + EPSILON)
     return losses
+
+
+def _loss_and_gradients(
+    case: Case, trained: list[np.ndarray], x: np.ndarray, labels: np.ndarray
+) -> tuple[float, list[np.ndarray]]:
+    """The loss of a batch and its gradients, in the order of `trained`."""
+    n_layers = len(case.sizes) - 1
+    axis = {BATCH_NORM: 0, LAYER_NORM: 1}.get(case.layer)
+    norms = trained[2 * n_layers :]
+    inputs, kept = [x], []
+    for layer in range(n_layers):
+        z = inputs[-1] @ trained[2 * layer] + trained[2 * layer + 1]
+        if layer < n_layers - 1:
+            if axis is not None:
+                deviation = np.sqrt(z.var(axis=axis, keepdims=True) + NORM_EPSILON)
+                z = (z - z.mean(axis=axis, keepdims=True)) / deviation
+                kept.append((z, deviation))
+                z = norms[2 * layer] * z + norms[2 * layer + 1]
+            z = np.maximum(z, 0.0)
+        inputs.append(z)
+    logits = inputs.pop()
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    each = np.arange(len(x))
+    delta = np.exp(log_probabilities)
+    delta[each, labels] -= 1.0
+    delta /= len(x)
+    gradients: list[np.ndarray] = []
+    norm_gradients: list[np.ndarray] = []
+    for layer in reversed(range(n_layers)):
+        if kept and layer < n_layers - 1:
+            normal, deviation = kept[layer]
+            norm_gradients = [(delta * normal).sum(axis=0), delta.sum(axis=0), *norm_gradients]
+            delta = delta * norms[2 * layer]
+            inner = (delta * normal).mean(axis=axis, keepdims=True)
+            delta = (delta - delta.mean(axis=axis, keepdims=True) - normal * inner) / deviation
+        gradients = [inputs[layer].T @ delta, delta.sum(axis=0), *gradients]
+        if layer:
+            delta = (delta @ trained[2 * layer].T) * (inputs[layer] > 0.0)
+    return float(-log_probabilities[each, labels].mean()), gradients + norm_gradients

@@ -11,6 +11,9 @@ from profiling.peers import PEERS
 
 Results = dict
 
+#: Rows that the picture shows.
+_PLAIN = [case.name for case in CASES if not case.layer]
+
 
 def _threads(n_threads: str) -> str:
     return "1 thread" if n_threads == "1" else f"{n_threads} threads"
@@ -74,6 +77,8 @@ def goals(results: Results) -> list[str]:
     """One line per row of one core: the ratio wanted to the faster of PyTorch and JAX, and that reached."""
     lines = []
     for case in CASES:
+        if case.layer:
+            continue
         row = results["threads"].get("1", {"rows": {}})["rows"].get(case.name, {})
         others = {peer: row[peer]["minimum"] for peer in ("pytorch", "jax-jit", "jax-scan") if peer in row}
         if "nbbp" not in row or not others:
@@ -82,6 +87,23 @@ def goals(results: Results) -> list[str]:
         times = others[fastest] / row["nbbp"]["minimum"]
         verdict = "reached" if times >= case.goal else "missed"
         lines.append(f"{case.name}: {times:.2f} times as fast as {fastest}; wanted {case.goal:.2f}: {verdict}")
+    return lines
+
+
+def layer_costs(results: Results) -> list[str]:
+    """One line per row of one core with a layer: what the layer adds to the step, in nbbp and in the fastest other."""
+    lines, rows = [], results["threads"].get("1", {"rows": {}})["rows"]
+    for case in CASES:
+        row, plain = rows.get(case.name, {}), rows.get(case.plain_name, {})
+        if not case.layer or "nbbp" not in row or "nbbp" not in plain:
+            continue
+        cost = row["nbbp"]["minimum"] / plain["nbbp"]["minimum"]
+        verdict = "reached" if cost <= case.goal else "missed"
+        others = {peer: row[peer]["minimum"] for peer in ("pytorch", "jax-jit", "jax-scan") if peer in row}
+        fastest = min(others, key=others.get, default=None)
+        ahead = f"; {others[fastest] / row['nbbp']['minimum']:.2f} times as fast as {fastest}" if fastest else ""
+        wanted = f"wanted at most {100 * (case.goal - 1):.0f} %: {verdict}"
+        lines.append(f"{case.name}: {100 * (cost - 1):+.0f} % of the step without, {wanted}{ahead}")
     return lines
 
 
@@ -164,6 +186,7 @@ def text(results: Results) -> str:
         lines += [*_aligned(*_cells(results, n_threads)), ""]
     for block in (
         goals(results),
+        layer_costs(results),
         two_threads(results),
         calls(results),
         busy_cores(results),
@@ -182,7 +205,7 @@ def markdown(results: Results) -> str:
         lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines += [""]
-    remarks = (*goals(results), *two_threads(results), *calls(results), *busy_cores(results))
+    remarks = (*goals(results), *layer_costs(results), *two_threads(results), *calls(results), *busy_cores(results))
     lines += [f"- {line}" for line in remarks]
     return "\n".join([*lines, "", conditions(results), ""])
 
@@ -199,21 +222,22 @@ def draw(results: Results, file: Path) -> bool:
     FigureCanvasAgg(figure)
     for index, n_threads in enumerate(threads):
         measured = results["threads"][n_threads]
+        plain = {name: row for name, row in measured["rows"].items() if name in _PLAIN}
         axes = figure.add_subplot(len(threads), 1, index + 1)
-        peers = [peer for peer in PEERS if any(peer in row for row in measured["rows"].values())]
+        peers = [peer for peer in PEERS if any(peer in row for row in plain.values())]
         width = 0.8 / max(1, len(peers))
         for offset, peer in enumerate(peers):
-            places = [i + offset * width for i, row in enumerate(measured["rows"].values()) if peer in row]
-            times = [row[peer]["minimum"] for row in measured["rows"].values() if peer in row]
+            places = [i + offset * width for i, row in enumerate(plain.values()) if peer in row]
+            times = [row[peer]["minimum"] for row in plain.values() if peer in row]
             axes.bar(places, times, width, label=peer)
-        for i, name in enumerate(measured["rows"]):
+        for i, name in enumerate(plain):
             left = i - width / 2
             label = "arithmetic floor" if i == 0 else None
             axes.hlines(floor(name, measured["sgemm"]), left, left + 0.8, "black", linestyles="dashed", label=label)
         middle = 0.4 - width / 2
         axes.set_xticks(
-            [i + middle for i in range(len(measured["rows"]))],
-            [name.replace(" b", "\nbatch ") for name in measured["rows"]],
+            [i + middle for i in range(len(plain))],
+            [name.replace(" b", "\nbatch ") for name in plain],
             fontsize=8,
         )
         axes.set(yscale="log", ylabel="µs per step", title=_threads(n_threads))

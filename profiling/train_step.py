@@ -5,11 +5,12 @@
     python profiling/train_step.py --rows 1 4 --threads 1 --peers nbbp jax-scan
 
 A step is one as inside training: forward, loss, backward and Adam, ReLU, crossentropy, float32, every batch
-fresh data. nbbp is timed through ``fit``, with its checks, shuffle and gather; the others are given their
-batches cut and converted beforehand. Whichever library is not installed is left out. Each runs in processes
-of its own with the threads and cores set; before it is timed, its losses over the first steps must agree
-with a float64 reference, from the same initial weights and on the same batches. Repeats of all libraries
-interleave; the minimum and the median are kept.
+fresh data; two of the networks also with dropout, batch and layer normalisation. nbbp is timed through ``fit``,
+with its checks, shuffle and gather; the others are given their batches cut and converted beforehand. Whichever library
+is not installed is left out. Each runs in processes of its own with the threads and cores set; before it is timed, its
+losses over the first steps must agree with a float64 reference, from the same initial weights and on the same batches
+(dropout at rate 0: every library draws its own masks). Repeats of all libraries interleave; the minimum and the median
+are kept.
 
 Beside them stands the arithmetic floor: the operations of the matrix products over the sgemm rate of this
 machine, measured in the same run.
@@ -41,7 +42,7 @@ from profiling.cases import (
     training_data,
 )
 from profiling.digits import compare_digits
-from profiling.peers import PEERS
+from profiling.peers import PEERS, WITHOUT_LAYERS
 from profiling.peers.worker import PeerError, Worker, save_case
 
 # Seconds between the runs of two peers: threads of the one before may wait in a loop for that long before they sleep.
@@ -102,6 +103,8 @@ def time_case(
     save_case(file, parameters, x, y)
     steps: dict[str, int] = {}
     for peer, worker in workers.items():
+        if case.layer and peer in WITHOUT_LAYERS:
+            continue
         try:
             worker.load(case, file)
             validate(case, worker, reference)

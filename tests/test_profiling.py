@@ -1,5 +1,6 @@
 """The measurements themselves: their arithmetic, reference and tables, and one small run of the whole."""
 
+import importlib
 import json
 import sys
 
@@ -78,6 +79,21 @@ def test_reference_agrees_with_pytorch():
     )
 
 
+@pytest.mark.parametrize("layer", [cases.DROPOUT, cases.BATCH_NORM, cases.LAYER_NORM])
+@pytest.mark.parametrize("peer", ["nbbp", "pytorch"])
+def test_reference_with_layers_agrees_with_peers(peer, layer, monkeypatch):
+    monkeypatch.setattr(engine, "_n_threads", None)
+    if peer == "pytorch":
+        pytest.importorskip("torch")
+    module, name = PEERS[peer]
+    case = Case((3, 7, 5, 2), 8, 6, 1.0, layer)
+    data = initial_parameters(case), *training_data(case)
+    served = getattr(importlib.import_module(module), name)(1)
+    served.load(case, *data)
+    np.testing.assert_allclose(served.losses(6), reference_losses(case, *data, 6), rtol=1e-5)
+    assert served.run(3) > 0.0
+
+
 def test_a_peer_that_computes_something_else_is_not_timed():
     class Wrong:
         peer = "wrong"
@@ -145,7 +161,7 @@ def test_microseconds_have_three_digits(value, expected):
     assert report.microseconds(value) == expected
 
 
-@pytest.mark.parametrize("arguments", [["--rows", "7"], ["--peers", "abacus"], ["--threads", "0"]])
+@pytest.mark.parametrize("arguments", [["--rows", "13"], ["--peers", "abacus"], ["--threads", "0"]])
 def test_wrong_arguments_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         train_step.parse(arguments)

@@ -9,7 +9,8 @@ A peer is a class with these members; `profiling.peers.worker` calls them in thi
 ``load(case, parameters, x, y)``
     Takes the initial parameters and the data; whatever is kept in the library's own form is converted here.
 ``losses(n) -> list of float``
-    From the initial parameters, the losses of the first `n` batches in order, one optimizer step each.
+    From the initial parameters, the losses of the first `n` batches in order, one optimizer step each; dropout at
+    rate 0.
 ``compile(n_steps)``
     Makes ready to time runs of `n_steps` steps. Compilation belongs here.
 ``run(n_steps) -> float``
@@ -24,3 +25,6 @@ PEERS = {
     "jax-scan": ("profiling.peers.jax_peer", "JaxScan"),
     "scikit-learn": ("profiling.peers.scikit_learn_peer", "ScikitLearn"),
 }
+
+#: Peers that have neither dropout nor normalisation.
+WITHOUT_LAYERS = ("scikit-learn",)

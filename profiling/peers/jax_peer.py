@@ -7,26 +7,53 @@ copied.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from profiling.cases import BETA_1, BETA_2, EPSILON, LEARNING_RATE, Case
+from profiling.cases import (
+    BATCH_NORM,
+    BETA_1,
+    BETA_2,
+    DROPOUT,
+    DROPOUT_RATE,
+    EPSILON,
+    LAYER_NORM,
+    LEARNING_RATE,
+    NORM_EPSILON,
+    Case,
+)
 
 
-def _loss(parameters: list[jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-    for i in range(0, len(parameters), 2):
+def _hidden(layer: str, z: jax.Array, norms: list[jax.Array], key: jax.Array | None) -> jax.Array:
+    """A hidden layer behind its linear part; without a key, dropout lets everything pass."""
+    axis = {BATCH_NORM: 0, LAYER_NORM: 1}.get(layer)
+    if axis is not None:
+        mean, variance = z.mean(axis, keepdims=True), z.var(axis, keepdims=True)
+        z = norms[0] * (z - mean) * jax.lax.rsqrt(variance + NORM_EPSILON) + norms[1]
+    z = jax.nn.relu(z)
+    if layer == DROPOUT and key is not None:
+        z = jnp.where(jax.random.bernoulli(key, 1.0 - DROPOUT_RATE, z.shape), z / (1.0 - DROPOUT_RATE), 0.0)
+    return z
+
+
+def _loss(parameters: list[jax.Array], x: jax.Array, y: jax.Array, layer: str, key: jax.Array | None) -> jax.Array:
+    weights = next((i for i, p in enumerate(parameters) if i % 2 == 0 and p.ndim == 1), len(parameters))
+    keys = [None] * weights if key is None else jax.random.split(key, weights)
+    for i in range(0, weights, 2):
         x = x @ parameters[i] + parameters[i + 1]
-        if i < len(parameters) - 2:
-            x = jax.nn.relu(x)
+        if i < weights - 2:
+            x = _hidden(layer, x, parameters[weights + i : weights + i + 2], keys[i])
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1))
 
 
-def _step(state: tuple, batch: tuple[jax.Array, jax.Array]) -> tuple[tuple, jax.Array]:
+def _step(state: tuple, batch: tuple[jax.Array, jax.Array], layer: str, drops: bool) -> tuple[tuple, jax.Array]:
     """One Adam step: ``(parameters, first, second, step), (x, y) -> state, loss``."""
     parameters, first, second, step = state
-    loss, gradients = jax.value_and_grad(_loss)(parameters, *batch)
+    key = jax.random.fold_in(jax.random.key(0), step) if drops else None
+    loss, gradients = jax.value_and_grad(_loss)(parameters, *batch, layer, key)
     step = step + 1
     correction_1 = 1.0 - BETA_1 ** step.astype(jnp.float32)
     correction_2 = 1.0 - BETA_2 ** step.astype(jnp.float32)
@@ -39,7 +66,7 @@ def _step(state: tuple, batch: tuple[jax.Array, jax.Array]) -> tuple[tuple, jax.
     return (parameters, first, second, step), loss
 
 
-_jitted_step = jax.jit(_step, donate_argnums=0)
+_jitted_step = jax.jit(_step, static_argnums=(2, 3), donate_argnums=0)
 
 
 class JaxJit:
@@ -59,16 +86,21 @@ class JaxJit:
         self.y = y.reshape(-1, case.batch).astype(np.int32)
         self.state = self._start()
 
-    def _start(self) -> tuple:
-        def zeros() -> list[jax.Array]:
-            return [jnp.zeros(p.shape, jnp.float32) for p in self.initial]
+    @property
+    def _drops(self) -> bool:
+        return self.case.layer == DROPOUT
 
-        return [jnp.array(p) for p in self.initial], zeros(), zeros(), jnp.zeros((), jnp.int32)
+    def _start(self) -> tuple:
+        parameters = [jnp.array(p) for p in self.initial]
+        if self.case.layer in (BATCH_NORM, LAYER_NORM):  # gains and shifts lie behind the weights
+            parameters += [filled(width) for width in self.case.sizes[1:-1] for filled in (jnp.ones, jnp.zeros)]
+        zeros = ([jnp.zeros(p.shape, jnp.float32) for p in parameters] for _ in range(2))
+        return parameters, *zeros, jnp.zeros((), jnp.int32)
 
     def losses(self, n: int) -> list[float]:
         state, losses = self._start(), []
         for i in range(n):
-            state, loss = _jitted_step(state, (self.x[i], self.y[i]))
+            state, loss = _jitted_step(state, (self.x[i], self.y[i]), self.case.layer, False)
             losses.append(float(loss))
         return losses
 
@@ -81,7 +113,7 @@ class JaxJit:
     def run(self, n_steps: int) -> float:
         begin = time.perf_counter()
         for batch in self.batches[:n_steps]:
-            self.state, _ = _jitted_step(self.state, batch)
+            self.state, _ = _jitted_step(self.state, batch, self.case.layer, self._drops)
         jax.block_until_ready(self.state)
         return time.perf_counter() - begin
 
@@ -90,16 +122,16 @@ class JaxScan(JaxJit):
     """All steps in one compiled ``lax.scan``."""
 
     def losses(self, n: int) -> list[float]:
-        _, losses = jax.jit(self._scan)(self._start(), (self.x[:n], self.y[:n]))
+        _, losses = jax.jit(partial(self._scan, drops=False))(self._start(), (self.x[:n], self.y[:n]))
         return [float(loss) for loss in losses]
 
-    @staticmethod
-    def _scan(state: tuple, batches: tuple[jax.Array, jax.Array]) -> tuple[tuple, jax.Array]:
-        return jax.lax.scan(_step, state, batches)
+    def _scan(self, state: tuple, batches: tuple[jax.Array, jax.Array], drops: bool) -> tuple[tuple, jax.Array]:
+        return jax.lax.scan(partial(_step, layer=self.case.layer, drops=drops), state, batches)
 
     def compile(self, n_steps: int) -> None:
         self.batches = jax.device_put(self.x[:n_steps]), jax.device_put(self.y[:n_steps])
-        self.scan = jax.jit(self._scan, donate_argnums=0).lower(self.state, self.batches).compile()
+        scan = partial(self._scan, drops=self._drops)
+        self.scan = jax.jit(scan, donate_argnums=0).lower(self.state, self.batches).compile()
 
     def run(self, n_steps: int) -> float:
         begin = time.perf_counter()

@@ -7,7 +7,19 @@ import time
 import numpy as np
 
 import nbbp
-from profiling.cases import BETA_1, BETA_2, EPSILON, LEARNING_RATE, LOSS_TOLERANCE, Case
+from profiling.cases import (
+    BATCH_NORM,
+    BETA_1,
+    BETA_2,
+    DROPOUT,
+    DROPOUT_RATE,
+    EPSILON,
+    LAYER_NORM,
+    LEARNING_RATE,
+    LOSS_TOLERANCE,
+    NORM_EPSILON,
+    Case,
+)
 
 
 class Nbbp:
@@ -24,18 +36,28 @@ class Nbbp:
         self.case, self.initial, self.x, self.y = case, parameters, x, y
         self._start()
 
-    def _start(self) -> None:
+    @staticmethod
+    def _hidden(layer: str, n: int, rate: float) -> list[nbbp.layers.Layer]:
+        """A hidden layer of `n` units."""
+        if layer == DROPOUT:
+            return [nbbp.Dense(n, activation="relu"), nbbp.Dropout(rate)]
+        if layer in (BATCH_NORM, LAYER_NORM):
+            norm = (nbbp.BatchNorm if layer == BATCH_NORM else nbbp.LayerNorm)(eps=NORM_EPSILON)
+            return [nbbp.Dense(n), norm, nbbp.Activation("relu")]
+        return [nbbp.Dense(n, activation="relu")]
+
+    def _start(self, rate: float = DROPOUT_RATE) -> None:
         *hidden, n_out = self.case.sizes[1:]
-        layers = [*(nbbp.Dense(n, activation="relu") for n in hidden), nbbp.Dense(n_out)]
+        layers = [layer for n in hidden for layer in self._hidden(self.case.layer, n, rate)] + [nbbp.Dense(n_out)]
         self.model = nbbp.Model(
             nbbp.Sequential(layers, n_in=self.case.sizes[0]),
             loss="crossentropy",
             optimizer=nbbp.Adam(learning_rate=LEARNING_RATE, betas=(BETA_1, BETA_2), eps=EPSILON),
             seed=0,
         )
-        for i in range(len(layers)):
-            self.model.parameters[f"{i}.weight"][...] = self.initial[2 * i]
-            self.model.parameters[f"{i}.bias"][...] = self.initial[2 * i + 1]
+        dense = (values for name, values in self.model.parameters.items() if name.endswith(("weight", "bias")))
+        for values, initial in zip(dense, self.initial, strict=True):
+            values[...] = initial
 
     def _batch(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         rows = slice(i * self.case.batch, (i + 1) * self.case.batch)
@@ -43,15 +65,16 @@ class Nbbp:
 
     def losses(self, n: int) -> list[float]:
         """Losses of `n` calls of ``train_step``; ``fit``, which is what is timed, must give their mean."""
-        self._start()
+        self._start(rate=0.0)
         losses = [float(self.model.train_step(*self._batch(i))) for i in range(n)]
-        self._start()
+        self._start(rate=0.0)
         rows = n * self.case.batch
         history = self.model.fit(
             self.x[:rows], self.y[:rows], epochs=1, batch_size=self.case.batch, shuffle=False, verbose=0
         )
         if not np.isclose(history["loss"][-1], np.mean(losses), rtol=LOSS_TOLERANCE, atol=0.0):
             raise ValueError(f"fit gives the loss {history['loss'][-1]}, train_step {np.mean(losses)} over {n} steps")
+        self._start()
         return losses
 
     def compile(self, n_steps: int) -> None:

@@ -7,7 +7,18 @@ import time
 import numpy as np
 import torch
 
-from profiling.cases import BETA_1, BETA_2, EPSILON, LEARNING_RATE, Case
+from profiling.cases import (
+    BATCH_NORM,
+    BETA_1,
+    BETA_2,
+    DROPOUT,
+    DROPOUT_RATE,
+    EPSILON,
+    LAYER_NORM,
+    LEARNING_RATE,
+    NORM_EPSILON,
+    Case,
+)
 
 
 class PyTorch:
@@ -25,15 +36,24 @@ class PyTorch:
         self.x, self.y = torch.from_numpy(x).split(case.batch), torch.from_numpy(y).split(case.batch)
         self._start()
 
-    def _start(self) -> None:
+    @staticmethod
+    def _hidden(layer: str, linear: torch.nn.Linear, rate: float) -> list[torch.nn.Module]:
+        """A hidden layer behind its linear part."""
+        if layer == DROPOUT:
+            return [linear, torch.nn.ReLU(), torch.nn.Dropout(rate)]
+        norm = {BATCH_NORM: torch.nn.BatchNorm1d, LAYER_NORM: torch.nn.LayerNorm}.get(layer)
+        return [linear, *([norm(linear.out_features, eps=NORM_EPSILON)] if norm else []), torch.nn.ReLU()]
+
+    def _start(self, rate: float = DROPOUT_RATE) -> None:
         layers: list[torch.nn.Module] = []
         for i in range(len(self.case.sizes) - 1):
             linear = torch.nn.Linear(self.case.sizes[i], self.case.sizes[i + 1])
             with torch.no_grad():
                 linear.weight.copy_(torch.from_numpy(self.initial[2 * i].T.copy()))
                 linear.bias.copy_(torch.from_numpy(self.initial[2 * i + 1]))
-            layers += [linear, torch.nn.ReLU()]
-        self.model = torch.nn.Sequential(*layers[:-1])
+            is_last = i == len(self.case.sizes) - 2
+            layers += [linear] if is_last else self._hidden(self.case.layer, linear, rate)
+        self.model = torch.nn.Sequential(*layers)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=LEARNING_RATE, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True
         )
@@ -46,8 +66,10 @@ class PyTorch:
         return loss
 
     def losses(self, n: int) -> list[float]:
+        self._start(rate=0.0)
+        losses = [self._step(self.x[i], self.y[i]).item() for i in range(n)]
         self._start()
-        return [self._step(self.x[i], self.y[i]).item() for i in range(n)]
+        return losses
 
     def compile(self, n_steps: int) -> None:
         self.run(min(n_steps, 20))
