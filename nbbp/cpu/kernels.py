@@ -32,6 +32,7 @@ _MODULES = (
     "metric",
     "update",
     "adafactor",
+    "gradient",
     "snapshot",
     "custom",
     "dropout",
