@@ -78,15 +78,17 @@ def oracle_updates(model, batches):
     """The parameters after every whole update that the batches make, from where the model stands."""
     optimizer, k = model.optimizer, model.optimizer.accumulation_steps
     current, state = copies(model.parameters), {}
+    numbers = np.arange(model.network.n_parameters)
     trainable = {parameter.name for parameter in model.network.parameters if parameter.trainable}
     for first in range(0, len(batches) - k + 1, k):
         chosen = batches[first : first + k]
         parts = [reference.loss_and_gradients(model.network, current, *batch, model.loss)[1] for batch in chosen]
         parts = [{name: part[name] for name in part if name in trainable} for part in parts]
         gradient = reference_optimizers.mean_gradient(parts, [len(x) for x, _ in chosen], model.loss.reduction)
-        numbers = np.arange(model.network.n_parameters)
-        flat = reference_random.normals(numbers, model.seed, 0, first // k, STREAM)
-        normals = {parameter.name: parameter.view(flat) for parameter in model.network.parameters}
+        normals = np.zeros(numbers.size)
+        if optimizer.gradient_noise:
+            normals = reference_random.normals(numbers, model.seed, 0, first // k, STREAM)
+        normals = {parameter.name: parameter.view(normals) for parameter in model.network.parameters}
         gradient = reference_optimizers.prepared(optimizer, gradient, first // k + 1, normals)
         moving = {name: current[name] for name in gradient}
         current |= reference_optimizers.step(optimizer, moving, gradient, state, model.dtype.name)
