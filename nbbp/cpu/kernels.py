@@ -27,6 +27,7 @@ _MODULES = (
     "dense",
     "activation",
     "softmax",
+    "normalization",
     "loss",
     "crossentropy",
     "metric",
