@@ -95,7 +95,7 @@ def prepare_gradient(zero, variant):
         fine = losses_are_finite(op, step, row_start, row_stop)
         share = factor = one
         if k > 1 and settings[1] != 0:
-            share = type(zero)(row_stop if fine else 0)
+            share = type(zero)(row_stop)
             if place + 1 == k:
                 factor = one / (simd.pointer(op[ops.SLOT_1], zero)[0] + share)
         width, stride = op[ops.SLOT_STRIDE], op[ops.W_STRIDE]
