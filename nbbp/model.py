@@ -140,7 +140,7 @@ class Model(ModelBase):
         return self.history
 
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> float:
-        """One optimizer update on one batch.
+        """One optimizer update on one batch, or one of the `accumulation_steps` batches of an update.
 
         Parameters
         ----------

@@ -33,6 +33,7 @@ _MODULES = (
     "metric",
     "update",
     "adafactor",
+    "gradient",
     "snapshot",
     "custom",
     "dropout",
