@@ -27,6 +27,7 @@ from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
+from nbbp.scheduling import Clock
 from nbbp.sources import Chunk, Source
 
 #: Rows that prediction and evaluation take at a time.
@@ -78,6 +79,8 @@ class Session:
         Training batches so far, which are also the updates unless the optimizer adds up the gradients of several.
     steps_ahead : int
         Quick steps for which coefficients are at hand; 0 after any other update.
+    clock : Clock
+        Where the optimizer's schedule stands.
     lock : threading.RLock
         Held while a thread trains.
     """
@@ -94,6 +97,7 @@ class Session:
     ) -> None:
         self.network, self.loss, self.optimizer, self.metrics = network, loss, optimizer, tuple(metrics)
         self.dtype, self.seed, self.step, self.epoch = dtype, seed, 0, 0
+        self.clock = Clock(optimizer)
         self.n_out = network.n_out
         self.parameters = aligned(network.n_parameters, dtype)
         self.parameters[:] = network.initial_parameters(seed, dtype) if parameters is None else parameters
@@ -109,7 +113,7 @@ class Session:
         self.settings = {coefficients_buffer(s): s for s in settings}
         self.lock = threading.RLock()
         self.steps_ahead = 0
-        self._coefficients: tuple[int, int, dict] = (0, -1, {})
+        self._coefficients: tuple[int, int, int | None, dict] = (0, -1, None, {})
         self._quick: QuickStep | None = None
         self._making = threading.Lock()
         self._of_this_thread = threading.local()
@@ -118,14 +122,26 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what holds addresses: bound programs are made anew where they are needed."""
-        names = ("network", "loss", "optimizer", "metrics", "dtype", "seed", "step", "epoch", "parameters", "state")
+        names = (
+            "network",
+            "loss",
+            "optimizer",
+            "metrics",
+            "dtype",
+            "seed",
+            "step",
+            "epoch",
+            "parameters",
+            "state",
+            "clock",
+        )
         return {name: getattr(self, name) for name in (*names, "slots")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         made_of = ("network", "loss", "optimizer", "metrics", "dtype", "seed")
         self.__init__(*(state[name] for name in made_of))
         self.parameters[:], self.state[:] = state["parameters"], state["state"]
-        self.step, self.epoch = state["step"], state["epoch"]
+        self.step, self.epoch, self.clock = state["step"], state["epoch"], state["clock"]
         for slot, values in zip(self.slots, state["slots"], strict=True):
             slot[:] = values
 
@@ -201,15 +217,17 @@ class Session:
 
         Computed some steps ahead, because a call for one step costs more than a short step.
         """
-        first, last, tables = self._coefficients
-        if not first <= self.step + 1 <= self.step + n_steps <= last:
+        first, last, count, tables = self._coefficients
+        if count != self.clock.count or not first <= self.step + 1 <= self.step + n_steps <= last:
             n = max(n_steps, _STEPS_AHEAD)
             first, last = self.step + 1, self.step + n
             with np.errstate(under="ignore"):
+                count = self.clock.count
                 tables = {
-                    name: coefficients_of_batches(self.optimizer, s, first, n) for name, s in self.settings.items()
+                    name: coefficients_of_batches(self.optimizer, s, first, n, count)
+                    for name, s in self.settings.items()
                 }
-            self._coefficients = first, last, tables
+            self._coefficients = first, last, count, tables
         for name, table in tables.items():
             bound.attach(name, table[self.step + 1 - first :])
         bound.count_from(self.step)
