@@ -12,6 +12,7 @@ from gradient_cases import LOSS, PLANS, batches_for, cut_as, joined, network_mod
 import nbbp
 from nbbp import losses, optimizers
 from nbbp.layers import Activation, Dense, LayerNorm, RMSNorm
+from nbbp.schedules import Exponential
 
 
 @pytest.fixture(params=PLANS)
@@ -27,14 +28,14 @@ def plan(request, monkeypatch):
     "optimizer",
     [
         optimizers.SGD(0.01, momentum=0.9),
-        optimizers.Adam(0.01),
+        optimizers.Adam(Exponential(0.01, factor=0.5)),
         optimizers.Adafactor(),
         optimizers.Adam(clip_norm=0.01),
     ],
     ids=label,
 )
 def test_batches_add_up_to_one(optimizer, sizes, reduction):
-    """Bias corrections count updates, the session counts batches."""
+    """Bias corrections and schedules count updates, the session counts batches."""
     loss = losses.Crossentropy(reduction=reduction)
     large = small_model("tanh", loss, optimizer=optimizer)
     small = small_model("tanh", loss, optimizer=dataclasses.replace(optimizer, accumulation_steps=3))
