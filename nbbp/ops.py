@@ -46,6 +46,8 @@ SEED, LAYER, FIRST_STEP = 37, 38, 39
 STATE = 40
 #: Batches whose gradients add up to one update (0 or 1: each has its own).
 ACCUMULATION = 41
+#: How many columns of X an embedding looks up in one table.
+N_LOOKUPS = 42
 N_COLUMNS = 48
 
 #: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.

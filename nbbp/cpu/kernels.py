@@ -34,6 +34,7 @@ _MODULES = (
     "adafactor",
     "snapshot",
     "custom",
+    "embedding",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
