@@ -237,7 +237,7 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     """Phases of the ops from `start` on: blocks of `rows` rows through as many ops as can be.
 
     Ops that take a whole batch have a phase of their own, cut by columns; so has, with `cuts_products`, every product.
-    Elementwise activations go with what is before them, if it is as wide.
+    Elementwise activations go with what is before them, where they can.
     """
     stretches: list[list] = []
     for row in range(start, len(program.ops)):
@@ -245,11 +245,7 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         kind = "columns" if kernel in _WHOLE_BATCH else "rows"
         if kernel == "product" and cuts_products:
             kind = "product"
-        joins = False
-        if stretches and kind == "rows":
-            same_columns = _width(program, row) == _width(program, stretches[-1][1])
-            joins = stretches[-1][0] == "rows" or (kernel.startswith("activation") and same_columns)
-        if joins:
+        if stretches and kind == "rows" and (stretches[-1][0] == "rows" or _goes_with(program, stretches[-1][1], row)):
             stretches[-1][2] = row + 1
         else:
             stretches.append([kind, row, row + 1])
@@ -264,6 +260,18 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         else:
             phases.append(tiling.row_tiles(first, last, program.batch, rows))
     return phases
+
+
+def _goes_with(program: Program, first: int, row: int) -> bool:
+    """Whether an op can run on the tiles of the op `first`, right behind it: an activation of as many columns.
+
+    It must not write what `first` reads, which another tile may be reading still: memory that was released.
+    """
+    if not program.ops[row].kernel.startswith("activation") or _width(program, first) != _width(program, row):
+        return False
+    columns, written = program.ops[first].columns, program.ops[row].columns[ops.Y].buffer
+    read = [columns.get(column) for column in (ops.X, ops.W)]
+    return all(not isinstance(place, Place) or place.buffer != written for place in read)
 
 
 def _width(program: Program, row: int) -> int:

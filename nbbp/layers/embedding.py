@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,12 +128,12 @@ def _tables(n_categories: Any, n_out: Any) -> tuple[tuple[int | None, int, int],
         raise ValueError("n_categories of Embedding must name at least one column; got an empty mapping")
     tables = []
     for column, count in n_categories.items():
-        if isinstance(column, bool) or not isinstance(column, int) or column < 0:
+        if isinstance(column, bool) or not isinstance(column, numbers.Integral) or column < 0:
             raise TypeError(f"columns of Embedding must be integers from 0 on; got {column!r}")
         if isinstance(n_out, Mapping) and column not in n_out:
             raise ValueError(f"n_out of Embedding has no entry for column {column}; it has {sorted(n_out)}")
         width = n_out[column] if isinstance(n_out, Mapping) else n_out
-        tables.append((column, _categories(count), positive_integer("n_out of Embedding", width)))
+        tables.append((int(column), _categories(count), positive_integer("n_out of Embedding", width)))
     return tuple(sorted(tables))
 
 
