@@ -31,7 +31,7 @@ def check_parts(network: Sequential, loss: Loss, metrics: Sequence[Metric]) -> N
     name, count = Counter(metric.name for metric in metrics).most_common(1)[0] if metrics else ("", 0)
     if count > 1:
         raise ValueError(f"{count} metrics are called {name!r}; a history has one place for each name")
-    if network.form.output_shape:
+    if network.n_in is not None and len(network.output_shape) > 1:
         for part, takes_rows in ((loss, loss.row_wise), *((metric, _is_over_classes(metric)) for metric in metrics)):
             if takes_rows:
                 raise ValueError(
