@@ -48,6 +48,8 @@ STATE = 40
 ACCUMULATION = 41
 #: Address of the float64 sums of squares of the gradient's parts; how many there are, or the first of an op's own.
 SQUARES, N_SQUARES = 42, 43
+#: How many columns of X an embedding looks up in one table.
+N_LOOKUPS = 44
 N_COLUMNS = 48
 
 #: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.

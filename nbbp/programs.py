@@ -75,7 +75,8 @@ def training_program(
     With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py).
     """
     shapes = _shapes(network)
-    plan = tiling.plan(shapes, batch, by_rows=any(isinstance(node.layer, Custom) for node in walk(network.nodes)))
+    by_rows = any(isinstance(node.layer, Custom) for node in walk(network.nodes))
+    plan = tiling.plan([*shapes, *_tables(network)], batch, by_rows)
     partials = Partials(batch)
     if plan == tiling.PARTIAL:
         partials = Partials(tiling.partial_rows(shapes, batch))
@@ -116,6 +117,13 @@ def _shapes(network: Sequential) -> list[tuple[int, int]]:
     """(n_in, n_out) of the layers that work: the dense ones, and custom ones as if they were."""
     shapes = [(node.n_in, node.n_out) for node in walk(network.nodes) if isinstance(node.layer, (Dense, Custom))]
     return shapes or [(network.n_in, network.n_out)]
+
+
+def _tables(network: Sequential) -> list[tuple[int, int]]:
+    """(1, numbers) of tables whose gradient is too much to keep once more for every block of rows."""
+    embeddings = [node.layer for node in walk(network.nodes) if isinstance(node.layer, Embedding)]
+    sizes = [n_categories * n_out for layer in embeddings for _, n_categories, n_out in layer.tables]
+    return [(1, size) for size in sizes if tiling.is_wide(size)]
 
 
 def _can_divide(network: Sequential, plan: str) -> bool:
@@ -270,7 +278,7 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     """Phases of the ops from `start` on: blocks of `rows` rows through as many ops as can be.
 
     Ops that take a whole batch have a phase of their own, cut by columns; so has, with `cuts_products`, every product.
-    Elementwise activations go with what is before them.
+    Elementwise activations go with what is before them, where they can.
     """
     stretches: list[list] = []
     for row in range(start, len(program.ops)):
@@ -278,20 +286,38 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         kind = "columns" if kernel in _WHOLE_BATCH else "rows"
         if kernel == "product" and cuts_products:
             kind = "product"
-        if stretches and kind == "rows" and (kernel.startswith("activation") or stretches[-1][0] == "rows"):
+        if stretches and kind == "rows" and (stretches[-1][0] == "rows" or _goes_with(program, stretches[-1][1], row)):
             stretches[-1][2] = row + 1
         else:
             stretches.append([kind, row, row + 1])
     phases = []
     for kind, first, last in stretches:
-        n_in, n_out = (program.ops[first].columns.get(column, 0) for column in (ops.N_IN, ops.N_OUT))
+        n_out = _width(program, first)
         if kind == "product":
+            n_in = program.ops[first].columns[ops.N_IN]
             phases.append(tiling.product_tiles(first, last, program.batch, n_in, n_out))
         elif kind == "columns":
             phases.append(tiling.column_tiles(first, last, program.batch, n_out, tiling.PANEL))
         else:
             phases.append(tiling.row_tiles(first, last, program.batch, rows))
     return phases
+
+
+def _goes_with(program: Program, first: int, row: int) -> bool:
+    """Whether an op can run on the tiles of the op `first`, right behind it: an activation of as many columns.
+
+    It must not write what `first` reads, which another tile may be reading still: memory that was released.
+    """
+    if not program.ops[row].kernel.startswith("activation") or _width(program, first) != _width(program, row):
+        return False
+    columns, written = program.ops[first].columns, program.ops[row].columns[ops.Y].buffer
+    read = [columns.get(column) for column in (ops.X, ops.W)]
+    return all(not isinstance(place, Place) or place.buffer != written for place in read)
+
+
+def _width(program: Program, row: int) -> int:
+    """Columns of what an op writes."""
+    return program.ops[row].columns.get(ops.N_OUT, 0)
 
 
 def _with_tiles(program: Program, phases: list[list[tuple]]) -> Program:

@@ -38,6 +38,7 @@ _MODULES = (
     "custom",
     "dropout",
     "noise",
+    "embedding",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
