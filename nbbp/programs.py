@@ -146,6 +146,7 @@ def _flush(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimizer |
     if lowering.by_parts and lowering.part:
         done = max((tile[1] for phase in phases for tile in phase), default=0)
         phases += _partial_phases(lowering, optimizer, keeps_good, done)
+        lowering.part = []
 
 
 def _prepares(optimizer: Optimizer | None) -> bool:

@@ -115,6 +115,7 @@ DEEP = {
     "residual": ([*[Residual([Dense(256, "tanh"), Dense(256)])] * 63, Dense(3)], 256, 256),
     "concat": ([*[Concat([Dense(128, "tanh")], [Dense(128)])] * 63, Dense(3)], 256, 256),
     "512 wide": ([*[Dense(512, "gelu")] * 63, Dense(3)], 512, 64),
+    "64 wide": ([*[Dense(64, "tanh")] * 63, Dense(3)], 64, 128),
     "blocks of rows": ([*[Dense(64, "tanh")] * 63, Dense(3)], 64, 4096),
 }
 
@@ -123,11 +124,7 @@ DEEP = {
 def test_workspace_of_64_layers(name):
     layers, n_in, batch = DEEP[name]
     plain, saved = (bound_step(layers, n_in, batch, every) for every in (None, 8))
-    # what the plan keeps of gradients, one for each block of rows, is no activation
-    gradients = plain.program.buffers.get("gradient", 0) * 4
-    assert saved.program.buffers.get("gradient", 0) * 4 == gradients
-    assert (gradients == 0) is (name not in ("concat", "blocks of rows"))
-    assert saved.workspace.nbytes - gradients <= (plain.workspace.nbytes - gradients) / 4
+    assert saved.workspace.nbytes <= plain.workspace.nbytes / 4
 
 
 def test_errors():
