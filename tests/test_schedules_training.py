@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import reference
 import reference_optimizers
-from engine_cases import ALL_OPTIMIZERS, DTYPES, assert_all_near, copies, features_for, label, replaced, small_model
+from engine_cases import DTYPES, assert_all_near, copies, features_for, label, replaced, small_model
 
 from nbbp import losses, optimizers, training
-from nbbp.optimizers import SGD, Adam, AdamW
+from nbbp.optimizers import SGD, Adafactor, AdaGrad, Adam, AdamW, NAdam, RAdam
 from nbbp.schedules import Cosine, Exponential, MultiStep, OneCycle, Plateau, ReduceOnPlateau, Step, WarmUp
 
 LOSS = losses.Crossentropy()
@@ -50,8 +50,19 @@ def by_oracle(model, updates, counts):
 GROUPS = {"*.bias": {"learning_rate": 0.05}, "1.weight": {"learning_rate": 0.0}, "2.*": {"weight_decay": 0.1}}
 
 
+#: One whose step is the rate times something, and all whose coefficients mix the rate with the count of steps.
+OPTIMIZERS = [
+    SGD(0.1, momentum=0.9, nesterov=True),
+    AdaGrad(0.1, learning_rate_decay=0.1),
+    AdamW(0.01),
+    NAdam(),
+    RAdam(0.01),
+    Adafactor(0.1),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("optimizer", ALL_OPTIMIZERS, ids=label)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=label)
 def test_fit_and_train_step_take_the_rates_of_the_schedule(optimizer, dtype, monkeypatch):
     monkeypatch.setattr(training, "CHUNK_ROWS", 2 * BATCH)
     schedule = WarmUp(Cosine(optimizer.learning_rate, steps=5, end=1e-3), steps=4, start=0.1)
@@ -66,7 +77,7 @@ def test_fit_and_train_step_take_the_rates_of_the_schedule(optimizer, dtype, mon
     np.testing.assert_allclose(history["learning_rate"], schedule.rates([3, 7]))
 
 
-@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), Adam(0.01), AdamW(0.01, weight_decay=0.1)], ids=label)
+@pytest.mark.parametrize("optimizer", [SGD(0.1, momentum=0.9), AdamW(0.01, weight_decay=0.1)], ids=label)
 def test_epochs_count_where_the_unit_says_so(optimizer, monkeypatch):
     monkeypatch.setattr(training, "CHUNK_ROWS", 2 * BATCH)
     schedule = Exponential(optimizer.learning_rate, factor=0.5, unit="epoch")
@@ -174,7 +185,7 @@ def test_an_epoch_that_breaks_off_is_not_over():
     assert model.fit(batches, epochs=2, verbose=0)["learning_rate"] == [0.1, 0.05]
 
 
-@pytest.mark.parametrize("name", optimizers.BY_NAME)
+@pytest.mark.parametrize("name", ["sgd", "nadam", "adafactor"])
 def test_rates_that_would_overflow_later_do_not_matter_now(name):
     model = small_model("tanh", LOSS, "float32", optimizers.BY_NAME[name](Exponential(1e-3, factor=8.0)))
     X, y = data_for("float32")
