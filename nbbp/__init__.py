@@ -25,6 +25,7 @@ from nbbp.layers import (
     RMSNorm,
     StochasticDepth,
 )
+from nbbp.learning_rate_finder import LearningRateCurve, find_learning_rate
 from nbbp.model import Model
 from nbbp.network import Sequential
 from nbbp.optimizers import (
@@ -65,6 +66,7 @@ __all__ = [
     "GradientCheck",
     "History",
     "LayerNorm",
+    "LearningRateCurve",
     "Lion",
     "Model",
     "NAdam",
@@ -80,6 +82,7 @@ __all__ = [
     "activation",
     "autodiff",
     "datasets",
+    "find_learning_rate",
     "get_num_threads",
     "initializers",
     "load_model",

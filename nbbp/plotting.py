@@ -7,7 +7,7 @@ make a figure; those that start with ``draw`` fill axes that exist, so that they
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from nbbp.history import History
+    from nbbp.learning_rate_finder import LearningRateCurve
 
 #: Colours that stay apart in the common colour-vision deficiencies and in print.
 PALETTE = (
@@ -151,6 +152,48 @@ def draw_curves(axes: Axes, history: History, name: str = "loss") -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(drawn) > 1:
         axes.legend()
+
+
+def plot_learning_rates(curve: LearningRateCurve, path: str | Path | None = None) -> Figure:
+    """Draw the losses of `find_learning_rate` over the rates, with the rate that it suggests, if it does.
+
+    Parameters
+    ----------
+    curve : nbbp.LearningRateCurve
+    path : path-like, optional
+        Also save the picture there.
+
+    Raises
+    ------
+    ImportError
+        Matplotlib is missing.
+    """
+    with style():
+        figure = new_figure(6.4, 3.8)
+        draw_learning_rates(figure.add_subplot(), curve)
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+    return figure
+
+
+def draw_learning_rates(axes: Axes, curve: LearningRateCurve) -> None:
+    """Draw the losses of `find_learning_rate` over the rates."""
+    axes.plot(curve.rates, curve.losses, color=TRAINING, linewidth=0.9, alpha=0.8, label="each update")
+    axes.plot(curve.smoothed_rates, curve.smoothed, color=PALETTE[0], label="smoothed")
+    with suppress(ValueError):  # where the loss never falls there is no suggestion
+        suggestion = curve.suggestion
+        loss = float(curve.smoothed[np.searchsorted(curve.smoothed_rates, suggestion)])
+        axes.axvline(suggestion, color=MUTED, linestyle="--", linewidth=1.0)
+        axes.plot(suggestion, loss, "o", color=VALIDATION, label=f"suggestion: {suggestion:.2g}")
+    # What happens when it goes up at last would press all before it to the ground.
+    least = int(np.argmin(curve.smoothed))
+    low, high = curve.losses[: least + 1].min(), curve.smoothed[: least + 1].max()
+    margin = 0.15 * (high - low) if least else abs(low)
+    if margin > 0.0:
+        axes.set_ylim(low - margin, high + margin)
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
+    axes.legend()
 
 
 def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, labels: Sequence[str] | None = None) -> None:

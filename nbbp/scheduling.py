@@ -54,9 +54,9 @@ class Clock:
                 there = f"there are: {', '.join(names)}"
                 raise ValueError(f"ReduceOnPlateau monitors {monitor!r}, which this fit does not report; {there}")
 
-    def end_epoch(self, epoch: int, report: Mapping[str, float]) -> None:
-        """Go on to the next epoch, of which `epoch` are over, with what the history says of the last."""
-        self.epoch = epoch
+    def end_epoch(self, report: Mapping[str, float]) -> None:
+        """Go on to the next epoch, with what the history says of the last."""
+        self.epoch += 1
         if isinstance(self.schedule, ReduceOnPlateau):
             monitor = self.schedule.monitor
             if monitor == "auto":

@@ -221,7 +221,7 @@ class Session:
         if count != self.clock.count or not first <= self.step + 1 <= self.step + n_steps <= last:
             n = max(n_steps, _STEPS_AHEAD)
             first, last = self.step + 1, self.step + n
-            with np.errstate(under="ignore"):
+            with np.errstate(all="ignore"):  # a growing rate may overflow in steps that never come
                 count = self.clock.count
                 tables = {
                     name: coefficients_of_batches(self.optimizer, s, first, n, count)

@@ -76,7 +76,7 @@ class Training:
                 if self.validation is not None:
                     measured = session.evaluate(self.validation)
                     report |= {f"val_{name}": value for name, value in measured.items()}
-                session.clock.end_epoch(session.epoch, report)
+                session.clock.end_epoch(report)
                 if bar is not None:
                     bar.set_postfix(_short(report))
             self.history.record(epoch, report)

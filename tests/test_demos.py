@@ -18,6 +18,7 @@ SMALL = {
     "neural_ode": (["--updates", "30"], "against central differences"),
     "online": (["--samples", "1500"], "partial_fit from Python"),
     "regularization": (["--seeds", "1", "--epochs", "3"], "early stopping"),
+    "schedules": (["--seeds", "1", "--epochs", "2"], "warm-up, cosine"),
     "deep_residual": (["--layers", "6", "--epochs", "2", "--checkpoint-every", "3"], "batch norm, residual"),
     "double_descent": (["--seeds", "1", "--epochs", "20"], "worst width beyond 4 units"),
     "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),
@@ -57,6 +58,7 @@ def test_demo(name, tmp_path):
         ("double_descent", "--seeds"),
         ("inside_njit", "--generations"),
         ("neural_ode", "--updates"),
+        ("schedules", "--epochs"),
     ],
 )
 @pytest.mark.parametrize("count", ["0", "-1"])

@@ -64,6 +64,8 @@ class Schedule:
             elif setting.name in self.ranges:
                 low, high, *above = self.ranges[setting.name]
                 object.__setattr__(self, setting.name, number_in(what, value, low, high, above=bool(above)))
+            elif setting.type == "bool" and not isinstance(value, bool):
+                raise TypeError(f"{what} must be True or False; got {value!r}")
         if self.unit not in ("step", "epoch"):
             raise ValueError(f"unit of {kind} must be 'step' or 'epoch'; got {self.unit!r}")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from nbbp.layers.base import positive_integer
 from nbbp.schedules.base import Schedule
 
 __all__ = ["Plateau", "ReduceOnPlateau"]
@@ -73,8 +73,11 @@ class ReduceOnPlateau(Schedule):
                 raise ValueError(f"{setting} of ReduceOnPlateau must be {words}; got {getattr(self, setting)!r}")
         for setting in ("patience", "cooldown"):
             value = getattr(self, setting)
-            if value != 0:
-                object.__setattr__(self, setting, positive_integer(f"{setting} of ReduceOnPlateau", value))
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise TypeError(f"{setting} of ReduceOnPlateau must be an integer; got {value!r}")
+            if value < 0:
+                raise ValueError(f"{setting} of ReduceOnPlateau must be at least 0; got {value}")
+            object.__setattr__(self, setting, int(value))
 
     def rates(self, counts: Any, learning_rate: float | None = None) -> np.ndarray:
         """The learning rates after so many reductions."""
@@ -96,9 +99,9 @@ class ReduceOnPlateau(Schedule):
         return Plateau(best, bad, cooldown, state.reductions)
 
     def _is_better(self, value: float, best: float | None) -> bool:
-        if best is None:
-            return not math.isnan(value)
         sign = 1.0 if self.mode == "min" else -1.0
+        if best is None:
+            return sign * value < math.inf  # the worst there is, and NaN, are no beginning
         if self.threshold_mode == "abs":
             return sign * value < sign * best - self.threshold
         return sign * value < sign * best * (1.0 - sign * self.threshold)
