@@ -48,6 +48,9 @@ STATE = 40
 ACCUMULATION = 41
 N_COLUMNS = 48
 
+#: Variants of kernels that round to 16 bits, or back: bfloat16 and IEEE binary16 (see cpu/half.py).
+BF16, FP16 = 1, 2
+
 #: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.
 N_COEFFICIENTS = 11
 

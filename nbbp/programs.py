@@ -10,6 +10,7 @@ from nbbp.losses import Loss
 from nbbp.lowering import checkpointing, parameters
 from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, padded, takes_logits
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
+from nbbp.lowering.mixed import lowering_in
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.nodes import walk
@@ -21,13 +22,14 @@ _WHOLE_BATCH = ("batch_norm_forward", "batch_norm_backward", "embedding_backward
 
 
 def prediction_program(
-    network: Sequential, batch: int, also: Activation | None = None, keeps_outputs: bool = False
-) -> Program:
+    network: Sequential, batch: int, also: Activation | None = None, keeps_outputs: bool = False,
+    precision: str = "float32",
+) -> Program:  # fmt: skip
     """What the last layer gives for rows of "X", into "output"; followed by the activation `also`.
 
     With `keeps_outputs`, what every layer gives can be read where the program's `outputs` say.
     """
-    lowering = Lowering(network, batch, keeps_outputs=keeps_outputs)
+    lowering = lowering_in(precision, network, batch, keeps_outputs=keeps_outputs)
     out, _ = checkpointing.forward(lowering, lowering.gather(), ends=True)
     if also is not None:
         out = final_activation(lowering, also, out)
@@ -44,10 +46,11 @@ def prediction_program(
 
 
 def evaluation_program(
-    network: Sequential, loss: Loss, metrics: Sequence[Metric], batch: int, target_is_labels: bool
-) -> Program:
+    network: Sequential, loss: Loss, metrics: Sequence[Metric], batch: int, target_is_labels: bool,
+    precision: str = "float32",
+) -> Program:  # fmt: skip
     """Loss and metrics of every row."""
-    lowering = Lowering(network, batch)
+    lowering = lowering_in(precision, network, batch)
     out, _ = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
     loss_op(lowering, loss, out, target_is_labels, with_gradient=False)
     metric_ops(lowering, metrics, loss, out, target_is_labels)
@@ -58,7 +61,7 @@ def _forward_only(lowering: Lowering) -> Program:
     """Blocks of rows through all ops."""
     program = lowering.program
     program.is_shared = tiling.is_shared(2.0 * program.batch * lowering.network.n_parameters)
-    return _with_tiles(program, [tiling.row_tiles(0, len(program.ops), program.batch, tiling.FORWARD_ROWS)])
+    return _with_tiles(program, _phases(program, 0, tiling.FORWARD_ROWS, cuts_products=False))
 
 
 def training_program(
@@ -69,6 +72,7 @@ def training_program(
     batch: int,
     target_is_labels: bool,
     keeps_good: bool = False,
+    precision: str = "float32",
 ) -> Program:
     """Forward, loss, metrics, backward and update; without an optimizer the gradient stays in "gradient".
 
@@ -81,7 +85,7 @@ def training_program(
         partials = Partials(tiling.partial_rows(shapes, batch))
     elif plan == tiling.WIDE:
         partials = Partials(tiling.FORWARD_ROWS, are_apart=True)
-    lowering = Lowering(network, batch, partials, keeps_state=optimizer is None)
+    lowering = lowering_in(precision, network, batch, partials, keeps_state=optimizer is None)
     program = lowering.program
     program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
     phases: list[list[tuple]] = []
@@ -92,6 +96,7 @@ def training_program(
 
     out, parts = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
     d_out = loss_op(lowering, loss, out, target_is_labels, with_gradient=True)
+    lowering.begin_backward(d_out)
     metric_ops(lowering, metrics, loss, out, target_is_labels)
     checkpointing.backward(lowering, parts, d_out)
 
@@ -229,7 +234,7 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     """Phases of the ops from `start` on: blocks of `rows` rows through as many ops as can be.
 
     Ops that take a whole batch have a phase of their own, cut by columns; so has, with `cuts_products`, every product.
-    Elementwise activations go with what is before them.
+    Elementwise activations go with what is before them; so does rounding, but not into columns that cut registers.
     """
     stretches: list[list] = []
     for row in range(start, len(program.ops)):
@@ -237,7 +242,14 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         kind = "columns" if kernel in _WHOLE_BATCH else "rows"
         if kernel == "product" and cuts_products:
             kind = "product"
-        if stretches and kind == "rows" and (kernel.startswith("activation") or stretches[-1][0] == "rows"):
+        if kernel == "round_parameters":
+            kind = "whole"
+        joins = stretches and (
+            stretches[-1][0] == "rows"
+            or kernel.startswith("activation")
+            or (kernel == "narrow" and stretches[-1][0] == "product")
+        )
+        if kind == "rows" and joins:
             stretches[-1][2] = row + 1
         else:
             stretches.append([kind, row, row + 1])
@@ -246,6 +258,8 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         n_in, n_out = (program.ops[first].columns.get(column, 0) for column in (ops.N_IN, ops.N_OUT))
         if kind == "product":
             phases.append(tiling.product_tiles(first, last, program.batch, n_in, n_out))
+        elif kind == "whole":
+            phases.append([(first, last, 0, program.batch, 0, tiling.ALL)])
         elif kind == "columns":
             phases.append(tiling.column_tiles(first, last, program.batch, n_out, tiling.PANEL))
         else:

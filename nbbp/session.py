@@ -20,10 +20,12 @@ from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.lowering.base import padded
+from nbbp.lowering.mixed import LOSS_SCALE
 from nbbp.lowering.parameters import coefficients_buffer, slot_lengths
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
+from nbbp.precision import LossScaling, scale_memory
 from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
 from nbbp.sources import Chunk, Source
@@ -34,6 +36,8 @@ FORWARD_BATCH = 256
 _STEPS_AHEAD = 1024
 #: Bound programs kept for batches of other sizes.
 _KEPT = 8
+#: What a session is made of; everything else can be made anew, or is numbers.
+_MADE_OF = ("network", "loss", "optimizer", "metrics", "dtype", "seed", "precision", "loss_scaling")
 
 
 def _one_at_a_time(method: Callable) -> Callable:
@@ -54,7 +58,7 @@ class Session:
     ----------
     network : Sequential
         With sizes.
-    loss, optimizer, metrics, dtype, seed
+    loss, optimizer, metrics, dtype, seed, precision, loss_scaling
         As `nbbp.Model`, normalised.
     parameters : ndarray (n_parameters,), optional
         To begin with; without them the network's initial ones.
@@ -77,6 +81,8 @@ class Session:
         Updates made so far.
     steps_ahead : int
         Quick steps for which coefficients are at hand; 0 after any other update.
+    loss_scale : ndarray (3,)
+        Of fp16: the scale of the loss's gradient and what its growth needs to know (nbbp/lowering/mixed.py).
     lock : threading.RLock
         Held while a thread trains.
     """
@@ -89,10 +95,14 @@ class Session:
         metrics: Sequence[Metric],
         dtype: np.dtype,
         seed: int,
+        precision: str = "float32",
+        loss_scaling: LossScaling | None = None,
         parameters: np.ndarray | None = None,
     ) -> None:
         self.network, self.loss, self.optimizer, self.metrics = network, loss, optimizer, tuple(metrics)
         self.dtype, self.seed, self.step, self.epoch = dtype, seed, 0, 0
+        self.precision, self.loss_scaling = precision, loss_scaling
+        self.loss_scale = scale_memory(loss_scaling)
         self.n_out = network.n_out
         self.parameters = aligned(network.n_parameters, dtype)
         self.parameters[:] = network.initial_parameters(seed, dtype) if parameters is None else parameters
@@ -117,13 +127,13 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what holds addresses: bound programs are made anew where they are needed."""
-        names = ("network", "loss", "optimizer", "metrics", "dtype", "seed", "step", "epoch", "parameters", "state")
-        return {name: getattr(self, name) for name in (*names, "slots")}
+        numbers = ("step", "epoch", "parameters", "state", "slots", "loss_scale")
+        return {name: getattr(self, name) for name in (*_MADE_OF, *numbers)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        made_of = ("network", "loss", "optimizer", "metrics", "dtype", "seed")
-        self.__init__(*(state[name] for name in made_of))
-        self.parameters[:], self.state[:] = state["parameters"], state["state"]
+        self.__init__(*(state[name] for name in _MADE_OF))
+        for name in ("parameters", "state", "loss_scale"):
+            getattr(self, name)[:] = state[name]
         self.step, self.epoch = state["step"], state["epoch"]
         for slot, values in zip(self.slots, state["slots"], strict=True):
             slot[:] = values
@@ -142,7 +152,7 @@ class Session:
             return self._bound[key]
 
     def _bind(self, program: Program) -> BoundProgram:
-        buffers = {"parameters": self.parameters, "state": self.state}
+        buffers = {"parameters": self.parameters, "state": self.state, LOSS_SCALE: self.loss_scale}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
             buffers["good parameters"] = self.good_parameters
@@ -154,7 +164,7 @@ class Session:
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
             return programs.training_program(
-                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good
+                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision
             )
 
         return self._program(("train", batch, labels, keeps_good), make)
@@ -283,7 +293,7 @@ class Session:
         n, labels = len(chunk.order), chunk.has_labels
         bound = self._program(
             ("gradient", n, labels),
-            lambda: programs.training_program(self.network, self.loss, None, (), n, labels),
+            lambda: programs.training_program(self.network, self.loss, None, (), n, labels, precision=self.precision),
         )
         with bound.lock:
             losses, _ = self._attach(bound, chunk, n)
@@ -302,7 +312,7 @@ class Session:
             bound = self._program(
                 ("evaluate", labels),
                 lambda labels=labels: programs.evaluation_program(
-                    self.network, self.loss, self.metrics, FORWARD_BATCH, labels
+                    self.network, self.loss, self.metrics, FORWARD_BATCH, labels, self.precision
                 ),
             )
             with bound.lock:
@@ -320,7 +330,10 @@ class Session:
         return report
 
     def _prediction(self, also: Activation | None) -> BoundProgram:
-        return self._program(("predict", also), lambda: programs.prediction_program(self.network, FORWARD_BATCH, also))
+        return self._program(("predict", also), lambda: self._predicting(FORWARD_BATCH, also))
+
+    def _predicting(self, batch: int, also: Activation | None = None, keeps_outputs: bool = False) -> Program:
+        return programs.prediction_program(self.network, batch, also, keeps_outputs, self.precision)
 
     def predict(self, source: Source, also: Activation | None) -> np.ndarray:
         """What the last layer, or `also` behind it, gives for every sample (n, n_out)."""
@@ -336,7 +349,7 @@ class Session:
 
     def layer_outputs(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """What every outermost layer that is no activation gives in prediction for one sample x (1, n_in), by path."""
-        bound = self._bind(programs.prediction_program(self.network, 1, keeps_outputs=True))
+        bound = self._bind(self._predicting(1, keeps_outputs=True))
         out = np.empty((1, self.network.n_out), self.dtype)
         for name, array in (("X", x), ("order", None), ("output", out)):
             bound.attach(name, array)
@@ -356,7 +369,7 @@ class Session:
         try:
             _, arguments = mine.prediction
         except AttributeError:
-            bound = self._bind(programs.prediction_program(self.network, FORWARD_BATCH, None))
+            bound = self._bind(self._predicting(FORWARD_BATCH))
             bound.attach("order", None)
             (gather,), (copy_out,) = bound.program.find("gather"), bound.program.find("copy_out")
             scratch = bound.scratch.ctypes.data

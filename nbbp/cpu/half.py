@@ -1,11 +1,11 @@
 """Numbers of 16 bits: conversion of float32 to and from bfloat16 and IEEE binary16 (fp16), in whole vector registers.
 
-Legend: a code is `BF16` or `FP16`; 16-bit numbers lie in memory as uint16. To 16 bits it is rounded to nearest, ties to
-even; what is too large becomes infinite, subnormal numbers of fp16 are kept, NaN stays NaN (quiet, with the upper bits
-of its payload). Back is exact. bfloat16 is the upper half of a float32; fp16 takes the processor's instructions where it
-has them (F16C on x86-64, every ARM64), and otherwise integer arithmetic after F. Giesen, "Half to float done quick"
-and "Float->half variants". Both ways are the same to the bit, whether or not subnormal float32 are flushed to zero:
-those are far below the least of fp16.
+Legend: a code is `ops.BF16` or `ops.FP16`; 16-bit numbers lie in memory as uint16. To 16 bits it is rounded to nearest,
+ties to even; what is too large becomes infinite, subnormal numbers of fp16 are kept, NaN stays NaN (quiet, with the
+upper bits of its payload). Back is exact. bfloat16 is the upper half of a float32; fp16 takes the processor's
+instructions where it has them (F16C on x86-64, every ARM64), and otherwise integer arithmetic after F. Giesen, "Half to
+float done quick" and "Float->half variants". Both ways are the same to the bit, whether or not subnormal float32 are
+flushed to zero: those are far below the least of fp16.
 
 Rows are processed up to the next whole register, which the padding of rows makes room for.
 """
@@ -19,9 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nbbp.cpu import simd
-
-#: Codes of the formats, the variants of kernels that take them; 0 is float32.
-BF16, FP16 = 1, 2
+from nbbp.ops import BF16, FP16
 
 _FLOAT, _INT16, _INT32, _INT64 = ir.FloatType(), ir.IntType(16), simd.INT32, simd.INT64
 #: Set NBBP_HALF_INSTRUCTIONS=0 to take the fallback of processors without instructions for fp16.

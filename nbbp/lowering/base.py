@@ -177,6 +177,9 @@ class Lowering:
 
     # backward --------------------------------------------------------------------------------------------------------
 
+    def begin_backward(self, d_y: Values) -> None:
+        """What is to be done to the gradient of the loss before it goes back: nothing."""
+
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
         for number in reversed(range(len(steps))):
