@@ -52,7 +52,7 @@ class Description:
     metrics : tuple of Metric
     dtype : {"float32", "float64"}
     seed, step, epoch : int
-        Key of the random numbers, updates and epochs so far.
+        Key of the random numbers, training batches and epochs so far.
     """
 
     network: Sequential

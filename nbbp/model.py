@@ -48,8 +48,8 @@ class Model(ModelBase):
         number of threads.
     precision : {"float32", "bf16", "fp16"}
         "float32" for the dtype itself. Otherwise mixed precision: parameters, their gradients and the optimizer stay
-        float32; weights, data, what layers give and gradients on their way back are rounded to 16 bits, and products add
-        up in float32. A step then takes about half the memory; data and outputs of fp16 end at 65504.
+        float32; weights, data, what layers give and gradients on their way back are rounded to 16 bits, and products
+        add up in float32. Deep networks then train in about half the memory; data and outputs of fp16 end at 65504.
     loss_scaling : LossScaling or float, optional
         Of fp16: how the loss's gradient is scaled (by default as `nbbp.LossScaling`), or a fixed scale.
 
@@ -146,7 +146,7 @@ class Model(ModelBase):
         return self.history
 
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> float:
-        """One optimizer update on one batch.
+        """One optimizer update on one batch, or one of the `accumulation_steps` batches of an update.
 
         Parameters
         ----------

@@ -46,6 +46,8 @@ SEED, LAYER, FIRST_STEP = 37, 38, 39
 STATE = 40
 #: Batches whose gradients add up to one update (0 or 1: each has its own).
 ACCUMULATION = 41
+#: Address of the float64 sums of squares of the gradient's parts; how many there are, or the first of an op's own.
+SQUARES, N_SQUARES = 42, 43
 N_COLUMNS = 48
 
 #: Variants of kernels that round to 16 bits, or back: bfloat16 and IEEE binary16 (see cpu/half.py).

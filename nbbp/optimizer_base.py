@@ -37,6 +37,7 @@ NOT_POSITIVE = Range("at most 0 and finite", lambda x: -math.inf < x <= 0)
 FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
 AT_LEAST_ONE = Range("at least 1 and finite", lambda x: 1 <= x < math.inf)
 UP_TO_ONE = Range("in [0, 1]", lambda x: 0 <= x <= 1)
+COUNT = Range("from 1 to 2**31 - 1", lambda x: 1 <= x < 1 << 31)
 
 # In a group a learning rate of 0 is of use: it freezes the parameters.
 _GROUP_RANGES = {"learning_rate": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "l1": NOT_NEGATIVE}
@@ -74,6 +75,22 @@ class Optimizer:
         Other numbers for some parameters: a pattern of their names ("0.weight", "*.bias"; as `fnmatch`, upper
         and lower case differ) to any of learning_rate, weight_decay and l1. Of several patterns that match,
         the last one holds. A learning_rate of 0 freezes the parameters.
+    clip_value : float or None
+        Each number of the gradient is brought into [-clip_value, clip_value], above 0.
+    clip_norm : float or None
+        The gradient of all trainable parameters together is multiplied by ``min(1, clip_norm / (norm + 1e-6))``, norm
+        being its Euclidean norm (Pascanu, Mikolov and Bengio, 2013); above 0. A norm that is not finite updates
+        nothing.
+    gradient_noise : float
+        Variance of the normal noise that is added to each number of the first update's gradient; that of update t,
+        counted from 0, is ``gradient_noise / (1 + t)**0.55`` (Neelakantan et al., 2015). At least 0.
+    accumulation_steps : int
+        Gradients of so many training batches make one update, the gradient of the one batch of all of their rows.
+
+    Notes
+    -----
+    In this order: accumulation, clip_value, clip_norm, gradient_noise, weight_decay (if coupled) and l1, the rule.
+    Bias corrections count updates.
 
     Attributes
     ----------
@@ -94,6 +111,10 @@ class Optimizer:
     decay_bias: bool = False
     # A dict has no hash; equality still compares it.
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+    clip_value: float | None = None
+    clip_norm: float | None = None
+    gradient_noise: float = 0.0
+    accumulation_steps: int = 1
 
     name: ClassVar[str] = ""
     #: What each setting may be; one that is not here is a switch.
@@ -112,6 +133,9 @@ class Optimizer:
         "beta2_decay": NOT_POSITIVE,
         "d": AT_LEAST_ONE,
         "eps": POSITIVE,
+        "clip_value": POSITIVE_OR_NONE,
+        "clip_norm": POSITIVE_OR_NONE,
+        "gradient_noise": NOT_NEGATIVE,
     }
 
     def __post_init__(self) -> None:
@@ -123,6 +147,8 @@ class Optimizer:
             allowed = self.ranges.get(setting.name)
             if setting.name == "groups":
                 value = self._checked_groups(value)
+            elif setting.name == "accumulation_steps":
+                value = self._checked_count(setting.name, value, COUNT)
             elif isinstance(allowed, tuple):
                 value = self._checked_pair(setting.name, value, allowed)
             elif allowed is not None:
@@ -142,6 +168,14 @@ class Optimizer:
         if not allowed.contains(value):
             raise ValueError(f"{owner} must be {allowed.words}; got {value!r}")
         return float(value)
+
+    def _checked_count(self, setting: str, value: Any, allowed: Range) -> int:
+        owner = f"{setting} of {type(self).__name__}"
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{owner} must be an integer; got {value!r} ({type(value).__name__})")
+        if not allowed.contains(value):
+            raise ValueError(f"{owner} must be {allowed.words}; got {value!r}")
+        return int(value)
 
     def _checked_pair(self, setting: str, value: Any, allowed: tuple[Range, Range]) -> tuple:
         if not isinstance(value, (tuple, list)) or len(value) != 2:
@@ -177,6 +211,22 @@ class Optimizer:
     def n_slots(self) -> int:
         """How many numbers it keeps for each parameter, 0 to 3."""
         return UPDATES[self.rule].n_slots
+
+    @property
+    def prepares_gradient(self) -> bool:
+        """Whether anything happens to the gradient between backpropagation and the update."""
+        return self.gradient_settings != ()
+
+    @property
+    def gradient_settings(self) -> tuple[str, ...]:
+        """Names of the settings that ask for it."""
+        values = {
+            "clip_value": self.clip_value is not None,
+            "clip_norm": self.clip_norm is not None,
+            "gradient_noise": self.gradient_noise > 0.0,
+            "accumulation_steps": self.accumulation_steps > 1,
+        }
+        return tuple(name for name, is_set in values.items() if is_set)
 
     def settings(self, parameter_name: str) -> Settings:
         """The numbers that hold for one parameter.

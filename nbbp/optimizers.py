@@ -3,7 +3,8 @@
 An optimizer names an update rule (``nbbp.scalars.updates``) and computes a table of coefficients in float64,
 one line per step; the engines apply the rule with that line. Nothing here touches a parameter. Meanings,
 defaults and order of operations are PyTorch's. `Optimizer` describes the settings that all of them take
-beside their own: weight_decay, decoupled, l1, decay_bias and groups. Only learning_rate can be positional.
+beside their own: weight_decay, decoupled, l1, decay_bias and groups; clip_value, clip_norm, gradient_noise and
+accumulation_steps, which say what happens to the gradient before the rule. Only learning_rate can be positional.
 """
 
 from __future__ import annotations

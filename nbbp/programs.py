@@ -7,7 +7,7 @@ import numpy as np
 from nbbp import ops, tiling
 from nbbp.layers import Activation, Custom, Dense
 from nbbp.losses import Loss
-from nbbp.lowering import checkpointing, parameters
+from nbbp.lowering import checkpointing, gradients, parameters
 from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, padded, takes_logits
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
 from nbbp.lowering.mixed import lowering_in
@@ -85,7 +85,9 @@ def training_program(
         partials = Partials(tiling.partial_rows(shapes, batch))
     elif plan == tiling.WIDE:
         partials = Partials(tiling.FORWARD_ROWS, are_apart=True)
-    lowering = lowering_in(precision, network, batch, partials, keeps_state=optimizer is None)
+    lowering = lowering_in(
+        precision, network, batch, partials, keeps_state=optimizer is None, is_mean=loss.reduction == "mean"
+    )
     program = lowering.program
     program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
     phases: list[list[tuple]] = []
@@ -104,10 +106,12 @@ def training_program(
         phases += _phases(program, 0, partials.rows, cuts_products=False)
         phases += _partial_phases(lowering, optimizer, keeps_good, partials.rows)
     elif plan == tiling.ALONE:
-        if keeps_good:
-            parameters.snapshot(lowering, 0, network.n_parameters, (0, 1), 1)
-        _update_everything(lowering, optimizer)
+        if _prepares(optimizer):
+            _prepare_everything(lowering, optimizer, 0, network.n_parameters)
+        _update_phases(lowering, optimizer, keeps_good, 0)
         phases = [[(0, len(program.ops), 0, batch, 0, tiling.ALL)]]
+    elif _prepares(optimizer):
+        phases += _update_phases(lowering, optimizer, keeps_good, len(program.ops))
     if optimizer is None or any(place.buffer == "gradient" for op in program.ops for place in op.places()):
         n_partials = 1 if partials.are_apart else -(-batch // partials.rows)
         program.buffers["gradient"] = n_partials * padded(network.n_parameters)
@@ -133,6 +137,21 @@ def _flush(lowering: Lowering) -> None:
     lowering.pending.clear()
 
 
+def _prepares(optimizer: Optimizer | None) -> bool:
+    """Whether something happens to the gradient before the update, which then waits until it is whole."""
+    return optimizer is not None and optimizer.prepares_gradient
+
+
+def _keeps_gradient(optimizer: Optimizer | None) -> bool:
+    """Whether the gradient must lie whole in "gradient"."""
+    return optimizer is None or optimizer.rule == "adafactor" or optimizer.prepares_gradient
+
+
+def _prepare_everything(lowering: Lowering, optimizer: Optimizer, first: int, size: int) -> list[tuple]:
+    """Op that prepares the whole gradient; tiles of `size` numbers for the ops from `first` on."""
+    return gradients.prepared_tiles(lowering, optimizer, first, 0, lowering.network.n_parameters, (0, 1), 1, size)
+
+
 def _update_everything(lowering: Lowering, optimizer: Optimizer | None) -> None:
     """Update ops over the whole buffer."""
     every = lowering.network.parameters
@@ -146,17 +165,28 @@ def _partial_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good:
     """The sum of the partial gradients in order, and the update."""
     program, n = lowering.program, lowering.network.n_parameters
     reduction = program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=padded(n))
+    if _prepares(optimizer):
+        tiles = _prepare_everything(lowering, optimizer, reduction, tiling.PARAMETERS)
+        return [tiles, *_update_phases(lowering, optimizer, keeps_good, len(program.ops))]
+    return _update_phases(lowering, optimizer, keeps_good, reduction)
+
+
+def _update_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: bool, first: int) -> list[list[tuple]]:
+    """What is done to the parameters when their gradient is there; phases of the ops from `first` on."""
+    program, n = lowering.program, lowering.network.n_parameters
     if keeps_good:
         parameters.snapshot(lowering, 0, n, (0, 1), 1)
+    if _prepares(optimizer):
+        gradients.finish(lowering, optimizer)
     after = len(program.ops)
     _update_everything(lowering, optimizer)
     stop = len(program.ops)
     if optimizer is not None and optimizer.rule == "adafactor":
         return [
-            tiling.column_tiles(reduction, after, program.batch, n, tiling.PARAMETERS),
+            tiling.column_tiles(first, after, program.batch, n, tiling.PARAMETERS),
             [(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, stop)],
         ]
-    return [tiling.column_tiles(reduction, stop, program.batch, n, tiling.PARAMETERS)]
+    return [tiling.column_tiles(first, stop, program.batch, n, tiling.PARAMETERS)]
 
 
 def _flush_wide(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimizer | None, keeps_good: bool) -> None:
@@ -186,16 +216,20 @@ def _weight_tiles(
     Gives the tiles, each with where in its layer it lies.
     """
     program, layer = lowering.program, job.node.layer
-    is_whole = optimizer is None or optimizer.rule == "adafactor"
+    is_whole = _keeps_gradient(optimizer)
     own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
     n_rows = job.x.width + layer.use_bias
-    whole = optimizer is not None and is_whole
+    whole = optimizer is not None and is_whole and not _prepares(optimizer)
     tiles = []
     for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out):
         width = panel[1] - panel[0]
         size = n_rows if whole else max(1, tiling.PARAMETERS // width)
         first = len(program.ops)
         parameters.weight_gradient(lowering, job, Place("gradient") if is_whole else 0, panel)
+        if _prepares(optimizer):
+            cut = gradients.prepared_tiles(lowering, optimizer, first, base, n_rows, panel, layer.n_out, size)
+            tiles += [(panel[0] / layer.n_out, tile) for tile in cut]
+            continue
         if keeps_good:
             parameters.snapshot(lowering, base, n_rows, panel, layer.n_out)
         if whole:
@@ -215,9 +249,12 @@ def _own_tiles(
     program = lowering.program
     own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
     size = own[-1].stop - base
-    is_whole = optimizer is None or optimizer.rule == "adafactor"
+    is_whole = _keeps_gradient(optimizer)
     first = len(program.ops)
     parameters.sum_of_partials(lowering, job, Place("gradient", base) if is_whole else None)
+    if _prepares(optimizer):
+        cut = gradients.prepared_tiles(lowering, optimizer, first, base, size, (0, 1), 1, tiling.PARAMETERS)
+        return [(0.0, tile) for tile in cut]
     if keeps_good:
         parameters.snapshot(lowering, base, size, (0, 1), 1)
     if optimizer is None or not is_whole:

@@ -14,7 +14,7 @@ import numpy as np
 
 from nbbp.cpu.engine import BoundProgram
 from nbbp.losses import Loss
-from nbbp.sample import SampleFunctions
+from nbbp.sample.functions import SampleFunctions, why_no_training
 
 if TYPE_CHECKING:
     from nbbp.session import Session
@@ -111,6 +111,8 @@ class OnlineStep:
         fits = session.loss.row_wise or limits is not None
         fits = fits and session.precision == "float32"
         if not fits or session.optimizer.rule == "adafactor" or SampleFunctions.why_not(session.network) is not None:
+            return False
+        if why_no_training(session.network, session.optimizer) is not None:
             return False
         return cls(session, limits and (float(limits[0]), float(limits[1])))
 

@@ -20,6 +20,7 @@ from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.lowering.base import padded
+from nbbp.lowering.gradients import coefficients_of_batches
 from nbbp.lowering.mixed import LOSS_SCALE
 from nbbp.lowering.parameters import coefficients_buffer, slot_lengths
 from nbbp.metrics import Metric
@@ -78,7 +79,7 @@ class Session:
     good_parameters : ndarray or None
         The last parameters with a finite loss, while `fit` runs.
     step : int
-        Updates made so far.
+        Training batches so far, which are also the updates unless the optimizer adds up the gradients of several.
     steps_ahead : int
         Quick steps for which coefficients are at hand; 0 after any other update.
     loss_scale : ndarray (3,)
@@ -215,7 +216,9 @@ class Session:
             n = max(n_steps, _STEPS_AHEAD)
             first, last = self.step + 1, self.step + n
             with np.errstate(under="ignore"):
-                tables = {name: self.optimizer.coefficients(first, n, s) for name, s in self.settings.items()}
+                tables = {
+                    name: coefficients_of_batches(self.optimizer, s, first, n) for name, s in self.settings.items()
+                }
             self._coefficients = first, last, tables
         for name, table in tables.items():
             bound.attach(name, table[self.step + 1 - first :])

@@ -164,6 +164,25 @@ RULES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+def mean_gradient(parts: list[Arrays], rows: list[int], reduction: str) -> Arrays:
+    """The gradient of one batch of all rows, from those of batches that have so many."""
+    if reduction == "sum":
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
+    return {name: sum(n * part[name] for n, part in zip(rows, parts, strict=True)) / sum(rows) for name in parts[0]}
+
+
+def prepared(optimizer: Any, gradients: Arrays, t: int, normals: Arrays) -> Arrays:
+    """Gradients of all trainable parameters as update t, from 1 on, takes them: clipped, and with noise."""
+    g = {name: np.asarray(gradient, np.float64) for name, gradient in gradients.items()}
+    if optimizer.clip_value is not None:
+        g = {name: np.clip(values, -optimizer.clip_value, optimizer.clip_value) for name, values in g.items()}
+    if optimizer.clip_norm is not None:
+        norm = np.sqrt(sum(np.sum(values**2) for values in g.values()))
+        g = {name: values * min(1.0, optimizer.clip_norm / (norm + 1e-6)) for name, values in g.items()}
+    deviation = np.sqrt(optimizer.gradient_noise / t**0.55)
+    return {name: values + deviation * normals[name] for name, values in g.items()}
+
+
 def settings_of(optimizer: Any, name: str) -> dict[str, float]:
     """learning_rate, weight_decay and l1 of one parameter: biases are spared, then groups override."""
     settings = {key: getattr(optimizer, key) for key in ("learning_rate", "weight_decay", "l1")}

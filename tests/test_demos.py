@@ -17,6 +17,9 @@ SMALL = {
     "inside_njit": (["--generations", "3"], "per second per core"),
     "neural_ode": (["--updates", "30"], "against central differences"),
     "online": (["--samples", "1500"], "partial_fit from Python"),
+    "regularization": (["--seeds", "1", "--epochs", "3"], "early stopping"),
+    "deep_residual": (["--layers", "6", "--epochs", "2", "--checkpoint-every", "3"], "batch norm, residual"),
+    "double_descent": (["--seeds", "1", "--epochs", "20"], "worst width beyond 4 units"),
     "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),
 }
 
@@ -50,6 +53,8 @@ def test_demo(name, tmp_path):
     [
         ("custom_function", "--seeds"),
         ("custom_function", "--epochs"),
+        ("deep_residual", "--epochs"),
+        ("double_descent", "--seeds"),
         ("inside_njit", "--generations"),
         ("neural_ode", "--updates"),
     ],

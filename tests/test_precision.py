@@ -40,12 +40,20 @@ ALLOWED = {
     ),
     "update": (
         {"fptrunc", "vector fptrunc", *FINITE},
-        "coefficients are read as float64 and rounded (one that is a switch perhaps compared); are the losses finite?",
+        "coefficients are read as float64 and rounded (a switch perhaps compared); are the losses and the norm finite?",
     ),
     "adafactor": (
         {"fpext", "vector fpext", "fadd", "vector fadd", "fmul", "vector fmul", "fdiv", "fcmp", "sitofp", "fptrunc"}
         | {"uitofp", "call sqrt", *FINITE},
         "squares are added up in float64; means, clipping and step size are numbers of a row or a whole parameter",
+    ),
+    "prepare_gradient": (
+        {"vector fpext", "fpext", "vector fmul", "fmul", "vector fadd", "fadd", *FINITE},
+        "squares are added up in float64; are the losses finite?",
+    ),
+    "finish_gradient": (
+        {"fpext", "fadd", "vector fadd", "fmul", "fdiv", "call sqrt", "call pow", "fcmp", "sitofp", "fptrunc", *FINITE},
+        "squares are added up in float64; the norm, the factor by which it clips and the spread of noise are numbers",
     ),
     "snapshot": (FINITE, "asks whether losses, which are float64, are finite"),
 }

@@ -15,7 +15,7 @@ from nbbp import ops
 from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
-from nbbp.cpu.update import losses_are_finite, penalized
+from nbbp.cpu.update import is_update, penalized
 
 
 @jit(fastmath=FASTMATH)
@@ -86,7 +86,7 @@ def adafactor(zero, variant):
     smallest = float(np.finfo(zero.dtype).tiny)
 
     def adafactor(op, step, row_start, row_stop, column_start, column_stop, scratch):
-        if not losses_are_finite(op, step, row_start, row_stop):
+        if not is_update(op, step, row_start, row_stop):
             return
         w, g, kept = simd.pointer(op[ops.W], zero), simd.pointer(op[ops.X], zero), simd.pointer(op[ops.SLOT_0], zero)
         line = simd.advance(simd.pointer(op[ops.COEFFICIENTS], float64(0)), step * ops.N_COEFFICIENTS)

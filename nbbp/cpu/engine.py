@@ -104,7 +104,8 @@ class BoundProgram:
     def __init__(self, program: Any, dtype: Any, buffers: dict[str, np.ndarray], seed: int = 0) -> None:
         self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
         self.tiles, self.phases = program.tiles, program.phases
-        self.settings = np.array(program.settings, self.dtype)
+        with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
+            self.settings = np.array(program.settings, self.dtype)
         self._buffers = dict(buffers)
         places, total = {}, 0
         for name, length in program.buffers.items():

@@ -34,6 +34,7 @@ _MODULES = (
     "metric",
     "update",
     "adafactor",
+    "gradient",
     "snapshot",
     "custom",
     "dropout",
@@ -56,11 +57,10 @@ def kernel(name: str, variants: tuple[int, ...] = (0,), of_float32: tuple[int, .
     """
 
     def register(make: Callable) -> Callable:
-        _factories[name] = (
-            lambda zero, variant: cfunc(SIGNATURE, **options)(make(zero, variant)),
-            variants,
-            of_float32,
-        )
+        def compile_one(zero: Any, variant: Any) -> Any:
+            return cfunc(SIGNATURE, **options)(make(zero, variant))
+
+        _factories[name] = compile_one, variants, of_float32
         return make
 
     return register

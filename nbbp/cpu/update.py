@@ -5,7 +5,8 @@ of units of SLOT_STRIDE numbers cuts it. COEFFICIENTS holds a line of ``N_COEFFI
 L1, decoupled multiplier, then what the rule takes (nbbp/optimizers.py computes them).
 
 A batch whose loss is not finite (ROW_VALUES) updates nothing: its gradient would wipe out every layer, and with them
-the trace of where the numbers went.
+the trace of where the numbers went. Nor does a gradient whose norm (SQUARES) is not finite, or a batch that only adds
+its gradient to those of others (ACCUMULATION; cpu/gradient.py).
 """
 
 import numpy as np
@@ -19,6 +20,8 @@ from nbbp.scalars.updates import UPDATES, penalized_gradient, update_rule
 
 N_SLOTS = {rule.code: rule.n_slots for rule in UPDATES.values()}
 _SLOTS_BY_CODE = tuple(N_SLOTS[code] for code in range(len(N_SLOTS)))
+#: A sum of squares that large counts as infinite, so that the sum of however many stays finite (norms below 1e149).
+_LARGEST_SQUARES = 1e298
 penalized = njit(fastmath=FASTMATH)(penalized_gradient)
 
 
@@ -32,6 +35,21 @@ def losses_are_finite(op, step, row_start, row_stop):
     for r in range(row_start, row_stop):
         bad |= np.int64(not (abs(values[r]) < np.inf))
     return bad == 0
+
+
+@jit()
+def is_update(op, step, row_start, row_stop):
+    """Whether the batch updates: the last of those that do together, with finite losses and a finite gradient."""
+    if op[ops.ACCUMULATION] > 1 and (op[ops.FIRST_STEP] + step + 1) % op[ops.ACCUMULATION] != 0:
+        return False
+    if op[ops.SQUARES] != 0:
+        squares = simd.pointer(op[ops.SQUARES], float64(0))
+        bad = np.int64(0)
+        for part in range(op[ops.N_SQUARES]):
+            bad |= np.int64(not (abs(squares[part]) < _LARGEST_SQUARES))
+        if bad != 0:
+            return False
+    return losses_are_finite(op, step, row_start, row_stop)
 
 
 @kernel("reduce_gradient")
@@ -68,7 +86,7 @@ def update(zero, variant):
     def update(op, step, row_start, row_stop, column_start, column_stop, scratch):
         width, stride = op[ops.SLOT_STRIDE], op[ops.W_STRIDE]
         first, last = max(column_start, op[ops.N_IN]), min(column_stop, op[ops.N_OUT])
-        if last <= first or not losses_are_finite(op, step, row_start, row_stop):
+        if last <= first or not is_update(op, step, row_start, row_stop):
             return
         gradient = simd.pointer(op[ops.X] if op[ops.X] != 0 else scratch, zero)
         gradient = simd.advance(gradient, (first - column_start if op[ops.TILE_LOCAL] else first) * width)

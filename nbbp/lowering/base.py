@@ -109,6 +109,8 @@ class Lowering:
         Whether the layers' states stay as they are.
     keeps_outputs : bool
         Whether every layer's output stays, for somebody to look at.
+    is_mean : bool
+        Whether the loss of a batch is the mean over its rows, not their sum.
 
     Attributes
     ----------
@@ -126,10 +128,11 @@ class Lowering:
         partials: Partials | None = None,
         keeps_state: bool = False,
         keeps_outputs: bool = False,
+        is_mean: bool = True,
     ) -> None:
         self.network, self.partials, self.keeps_outputs = network, partials, keeps_outputs
         self.program = Program(batch)
-        self.keeps_state = keeps_state
+        self.keeps_state, self.is_mean = keeps_state, is_mean
         self.pending: list[WeightGradient | OwnGradient] = []
         self.flush: Callable[[], None] = self.pending.clear
         self.offsets = {parameter.name: parameter.offset for parameter in network.parameters}

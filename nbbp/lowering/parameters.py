@@ -17,6 +17,9 @@ from nbbp.optimizers import Optimizer
 from nbbp.program import Place
 from nbbp.scalars.updates import UPDATES
 
+#: Buffer of the sums of squares of a gradient whose norm is wanted.
+SQUARES = "squares"
+
 
 def weight_gradient(
     lowering: Lowering, job: WeightGradient, gradient: Place | int, panel: tuple[int, int] | None = None,
@@ -79,6 +82,7 @@ def updates(
             w_stride=stride, n_in=start, n_out=stop, slot_stride=panel[1] - panel[0],
             tile_local=int(not isinstance(gradient, Place)),
             coefficients=Place(coefficients_buffer(settings)), row_values=Place("loss values"), **slots,
+            **conditions(lowering, optimizer),
         )  # fmt: skip
 
 
@@ -93,8 +97,19 @@ def adafactor(lowering: Lowering, optimizer: Optimizer, parameters: Sequence[Par
                 n_in=math.prod(parameter.shape[:-1]), n_out=parameter.shape[-1],
                 is_matrix=int(len(parameter.shape) > 1), slot_0=Place("slot 0", slots[parameter.name]),
                 coefficients=Place(coefficients_buffer(optimizer.settings(parameter.name))),
-                row_values=Place("loss values"),
+                row_values=Place("loss values"), **conditions(lowering, optimizer),
             )  # fmt: skip
+
+
+def conditions(lowering: Lowering, optimizer: Optimizer) -> dict[str, int | Place]:
+    """Columns that say which batches update nothing, beside those whose loss is not finite."""
+    columns: dict[str, int | Place] = {}
+    if optimizer.accumulation_steps > 1:
+        columns["accumulation"] = optimizer.accumulation_steps
+    n_numbers = lowering.program.buffers.get(SQUARES, 0)
+    if n_numbers:
+        columns |= {"squares": Place(SQUARES), "n_squares": n_numbers // 2}
+    return columns
 
 
 def adafactor_offsets(network: Sequential) -> list[int]:
@@ -106,10 +121,11 @@ def adafactor_offsets(network: Sequential) -> list[int]:
 
 
 def slot_lengths(network: Sequential, optimizer: Optimizer) -> list[int]:
-    """Numbers in each of the optimizer's slots."""
+    """Numbers in each of the optimizer's slots, and in one for the sum of gradients and the count of rows behind it."""
+    lengths = [network.n_parameters] * optimizer.n_slots
     if optimizer.rule == "adafactor":
-        return [adafactor_offsets(network)[-1]]
-    return [network.n_parameters] * optimizer.n_slots
+        lengths = [adafactor_offsets(network)[-1]]
+    return lengths + [network.n_parameters + 1] * (optimizer.accumulation_steps > 1)
 
 
 def coefficients_buffer(settings: object) -> str:

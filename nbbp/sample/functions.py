@@ -21,7 +21,7 @@ from nbbp.optimizers import Optimizer
 from nbbp.sample import intrinsics, plan
 from nbbp.sample.network import ROW_WISE
 
-__all__ = ["SampleFunctions"]
+__all__ = ["SampleFunctions", "why_no_training"]
 
 #: Numbers of a sample's activations that may lie on the stack: that of a thread on macOS is 512 KiB.
 _MOST_ON_STACK = 1 << 15
@@ -134,6 +134,17 @@ def make_checked_train_step(
     return checked_train_step
 
 
+def why_no_training(network: Sequential, optimizer: Optimizer) -> str | None:
+    """What the sample engine cannot do when it trains this network by this optimizer; None where it can do it all."""
+    if optimizer.prepares_gradient:
+        name = optimizer.gradient_settings[0]
+        return f"train_step of as_njit takes gradients as they are; the optimizer has {name}={getattr(optimizer, name)}"
+    for parameter in network.parameters:
+        if not parameter.trainable:
+            return f"train_step of as_njit trains every layer; layer {parameter.layer} is frozen"
+    return None
+
+
 class SampleFunctions:
     """A network as `@njit` functions of one sample, to be called from your own jitted code, or from Python.
 
@@ -163,7 +174,8 @@ class SampleFunctions:
     train_step : ``train_step(parameters, slots, step, x, y) -> loss``
         One update by the model's optimizer; the loss before it. slots (n_slots,) is what the optimizer keeps, zeros
         before the first step; `step` is the number of the update, counted from 1. A loss that is not finite updates
-        nothing.
+        nothing. Asking for it raises ValueError where the model has frozen layers, or an optimizer that clips, adds
+        noise to or adds up gradients.
     n_parameters, n_slots, n_in, n_out : int
     dtype : np.dtype
 
@@ -202,8 +214,17 @@ class SampleFunctions:
         groups, group_settings = plan.update_groups(network, optimizer)
         rule_settings = tuple(map(float, optimizer.rule_settings))
         learning += optimizer.rule, groups, group_settings, rule_settings, self.n_slots
-        self.train_step = make_train_step(*learning)
-        self._learning = learning
+        self._learning, self._train_step = learning, make_train_step(*learning)
+        self._why_no_training = why_no_training(network, optimizer)
+
+    @property
+    def train_step(self) -> Callable:
+        if self._why_no_training is not None:
+            raise ValueError(
+                f"{self._why_no_training}: train with the model itself, or apply the gradient of loss_and_gradient "
+                "in code of your own"
+            )
+        return self._train_step
 
     def checked_train_step(self, low: float, high: float) -> Callable:
         """`train_step` for calls from Python: gives (whether all numbers are fine, loss), target values in [low, high].
