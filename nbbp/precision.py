@@ -113,6 +113,9 @@ def checked_scaling(loss_scaling: Any, precision: str) -> LossScaling | None:
 def scale_memory(loss_scaling: LossScaling | None) -> np.ndarray:
     """The numbers that training in fp16 keeps of the loss scale, as it begins; none where there is no scaling.
 
-    The scale, batches without overflow since it changed, and 1 if the last batch overflowed: float32 (3,).
+    The scale, updates without overflow since it changed, growth factor, backoff factor, growth interval: float32 (5,).
     """
-    return np.array([] if loss_scaling is None else [loss_scaling.initial, 0.0, 0.0], np.float32)
+    if loss_scaling is None:
+        return np.empty(0, np.float32)
+    settings = loss_scaling.growth_factor, loss_scaling.backoff_factor, loss_scaling.growth_interval
+    return np.array([loss_scaling.initial, 0.0, *settings], np.float32)

@@ -106,11 +106,11 @@ def training_program(
         phases += _phases(program, 0, partials.rows, cuts_products=False)
         phases += _partial_phases(lowering, optimizer, keeps_good, partials.rows)
     elif plan == tiling.ALONE:
-        if _prepares(optimizer):
+        if _prepares(lowering, optimizer):
             _prepare_everything(lowering, optimizer, 0, network.n_parameters)
         _update_phases(lowering, optimizer, keeps_good, 0)
         phases = [[(0, len(program.ops), 0, batch, 0, tiling.ALL)]]
-    elif _prepares(optimizer):
+    elif _prepares(lowering, optimizer):
         phases += _update_phases(lowering, optimizer, keeps_good, len(program.ops))
     if optimizer is None or any(place.buffer == "gradient" for op in program.ops for place in op.places()):
         n_partials = 1 if partials.are_apart else -(-batch // partials.rows)
@@ -137,14 +137,14 @@ def _flush(lowering: Lowering) -> None:
     lowering.pending.clear()
 
 
-def _prepares(optimizer: Optimizer | None) -> bool:
+def _prepares(lowering: Lowering, optimizer: Optimizer | None) -> bool:
     """Whether something happens to the gradient before the update, which then waits until it is whole."""
-    return optimizer is not None and optimizer.prepares_gradient
+    return optimizer is not None and (optimizer.prepares_gradient or lowering.is_scaled)
 
 
-def _keeps_gradient(optimizer: Optimizer | None) -> bool:
+def _keeps_gradient(lowering: Lowering, optimizer: Optimizer | None) -> bool:
     """Whether the gradient must lie whole in "gradient"."""
-    return optimizer is None or optimizer.rule == "adafactor" or optimizer.prepares_gradient
+    return optimizer is None or optimizer.rule == "adafactor" or _prepares(lowering, optimizer)
 
 
 def _prepare_everything(lowering: Lowering, optimizer: Optimizer, first: int, size: int) -> list[tuple]:
@@ -165,7 +165,7 @@ def _partial_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good:
     """The sum of the partial gradients in order, and the update."""
     program, n = lowering.program, lowering.network.n_parameters
     reduction = program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=padded(n))
-    if _prepares(optimizer):
+    if _prepares(lowering, optimizer):
         tiles = _prepare_everything(lowering, optimizer, reduction, tiling.PARAMETERS)
         return [tiles, *_update_phases(lowering, optimizer, keeps_good, len(program.ops))]
     return _update_phases(lowering, optimizer, keeps_good, reduction)
@@ -176,7 +176,7 @@ def _update_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: 
     program, n = lowering.program, lowering.network.n_parameters
     if keeps_good:
         parameters.snapshot(lowering, 0, n, (0, 1), 1)
-    if _prepares(optimizer):
+    if _prepares(lowering, optimizer):
         gradients.finish(lowering, optimizer)
     after = len(program.ops)
     _update_everything(lowering, optimizer)
@@ -216,17 +216,17 @@ def _weight_tiles(
     Gives the tiles, each with where in its layer it lies.
     """
     program, layer = lowering.program, job.node.layer
-    is_whole = _keeps_gradient(optimizer)
+    is_whole = _keeps_gradient(lowering, optimizer)
     own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
     n_rows = job.x.width + layer.use_bias
-    whole = optimizer is not None and is_whole and not _prepares(optimizer)
+    whole = optimizer is not None and is_whole and not _prepares(lowering, optimizer)
     tiles = []
     for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out):
         width = panel[1] - panel[0]
         size = n_rows if whole else max(1, tiling.PARAMETERS // width)
         first = len(program.ops)
         parameters.weight_gradient(lowering, job, Place("gradient") if is_whole else 0, panel)
-        if _prepares(optimizer):
+        if _prepares(lowering, optimizer):
             cut = gradients.prepared_tiles(lowering, optimizer, first, base, n_rows, panel, layer.n_out, size)
             tiles += [(panel[0] / layer.n_out, tile) for tile in cut]
             continue
@@ -249,10 +249,10 @@ def _own_tiles(
     program = lowering.program
     own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
     size = own[-1].stop - base
-    is_whole = _keeps_gradient(optimizer)
+    is_whole = _keeps_gradient(lowering, optimizer)
     first = len(program.ops)
     parameters.sum_of_partials(lowering, job, Place("gradient", base) if is_whole else None)
-    if _prepares(optimizer):
+    if _prepares(lowering, optimizer):
         cut = gradients.prepared_tiles(lowering, optimizer, first, base, size, (0, 1), 1, tiling.PARAMETERS)
         return [(0.0, tile) for tile in cut]
     if keeps_good:

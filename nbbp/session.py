@@ -21,8 +21,7 @@ from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.lowering.base import padded
 from nbbp.lowering.gradients import coefficients_of_batches
-from nbbp.lowering.mixed import LOSS_SCALE
-from nbbp.lowering.parameters import coefficients_buffer, slot_lengths
+from nbbp.lowering.parameters import LOSS_SCALE, coefficients_buffer, slot_lengths
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
@@ -82,8 +81,8 @@ class Session:
         Training batches so far, which are also the updates unless the optimizer adds up the gradients of several.
     steps_ahead : int
         Quick steps for which coefficients are at hand; 0 after any other update.
-    loss_scale : ndarray (3,)
-        Of fp16: the scale of the loss's gradient and what its growth needs to know (nbbp/lowering/mixed.py).
+    loss_scale : ndarray (5,)
+        Of fp16: the scale of the loss's gradient and what its growth goes by (nbbp/precision.py); otherwise empty.
     lock : threading.RLock
         Held while a thread trains.
     """
@@ -303,6 +302,8 @@ class Session:
             bound.count_from(self.step)
             bound.run(n)
             gradient = bound.buffer("gradient")[: len(self.parameters)].copy()
+            if len(self.loss_scale):
+                gradient *= np.float32(1) / self.loss_scale[0]
         return self.total(entry.total(losses), n), gradient
 
     # forward ----------------------------------------------------------------------------------------------

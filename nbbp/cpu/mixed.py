@@ -2,20 +2,25 @@
 
 Legend: batch rows, N_OUT units, rows X_STRIDE (or Y_STRIDE) numbers apart, which are whole registers; what pads them is
 converted like the rest. The variant is the 16-bit format (cpu/half.py).
+LOSS_SCALE holds float32 numbers: the scale of the loss's gradient, updates without overflow since the scale changed, its
+growth factor, its backoff factor, and how many updates without overflow it takes to grow.
 """
+
+import math
 
 from numba import uint16
 
 from nbbp import ops
 from nbbp.cpu import half, simd
 from nbbp.cpu.kernels import kernel
+from nbbp.cpu.update import gradient_is_finite, place_among
 
 
 @kernel("narrow", (), of_float32=(ops.BF16, ops.FP16))
 def narrow(zero, variant):
     """KEPT = X in 16 bits, unless that is 0, and X = what that is in float32; X, KEPT (batch, N_OUT) of equal strides.
 
-    X is multiplied first by the number at SETTINGS, unless that is 0. Writes X and KEPT with the padding of their rows,
+    X is multiplied first by the scale at LOSS_SCALE, unless that is 0. Writes X and KEPT with the padding of their rows,
     apart. Cut by rows and by columns, from multiples of a register on.
     """
 
@@ -28,8 +33,8 @@ def narrow(zero, variant):
         for r in range(n_rows):
             at = (row_start + r) * stride + column_start
             x = simd.advance(simd.pointer(op[ops.X], zero), at)
-            if op[ops.SETTINGS] != 0:
-                simd.scale_row(x, x, simd.pointer(op[ops.SETTINGS], zero)[0], zero, n)
+            if op[ops.LOSS_SCALE] != 0:
+                simd.scale_row(x, x, simd.pointer(op[ops.LOSS_SCALE], zero)[0], zero, n)
             if op[ops.KEPT] != 0:
                 half.narrow_row(simd.advance(simd.pointer(op[ops.KEPT], uint16(0)), at), x, n, variant)
             else:
@@ -61,3 +66,31 @@ def round_parameters(zero, variant):
         half.round_row(y, y, op[ops.N_OUT], variant)
 
     return round_parameters
+
+
+@kernel("update_loss_scale", (), of_float32=(ops.FP16,))
+def update_loss_scale(zero, variant):
+    """LOSS_SCALE after an update: smaller if the gradient overflowed (SQUARES), larger if none has for long enough.
+
+    Once for every update, that is after the last of the ACCUMULATION batches; a scale beyond the normal numbers, or
+    infinite, is not taken. Writes LOSS_SCALE, where the columns begin.
+    """
+    smallest = type(zero)(2.0**-126)
+    one, infinity = type(zero)(1), type(zero)(math.inf)
+
+    def update_loss_scale(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        if column_start != 0 or place_among(op, step) + 1 < op[ops.ACCUMULATION]:
+            return
+        state = simd.pointer(op[ops.LOSS_SCALE], zero)
+        scale = state[0]
+        state[1] += one
+        if not gradient_is_finite(op):
+            scale *= state[3]
+            state[1] = zero
+        elif state[1] >= state[4]:
+            scale *= state[2]
+            state[1] = zero
+        if smallest <= scale < infinity:
+            state[0] = scale
+
+    return update_loss_scale

@@ -119,7 +119,11 @@ class Lowering:
         What remains to be done for the parameters' gradients.
     flush : callable
         Does it. Called when the gradient has come back, or between parts of the network if memory is to be used again.
+    is_scaled : bool
+        Whether the gradient comes back multiplied by a loss scale.
     """
+
+    is_scaled = False
 
     def __init__(
         self,

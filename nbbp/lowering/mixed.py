@@ -22,13 +22,12 @@ from typing import Any
 from nbbp import ops, tiling
 from nbbp.layers import Custom, Dense, Embedding
 from nbbp.lowering.base import Lowering, Step, padded
+from nbbp.lowering.parameters import LOSS_SCALE
 from nbbp.nodes import Node, walk
 from nbbp.program import Place, Program, Values
 
 #: The variants of kernels, by the name of the precision.
 CODES = {"bf16": ops.BF16, "fp16": ops.FP16}
-#: Scale of the loss's gradient, batches since it changed, and 1 if the last gradient overflowed.
-LOSS_SCALE = "loss scale"
 
 
 @dataclass
@@ -114,16 +113,14 @@ class MixedProgram(Program):
             self._kept[name] = self._free.pop(place)[2]
         self.ops[row].columns[ops.KEPT] = Place(self._kept[name])
 
-    def round(self, *matrices: Values, keeps: bool, scale: Place | None = None) -> None:
+    def round(self, *matrices: Values, keeps: bool, **more: int | Place) -> None:
         """Ops that round what has changed of these matrices; with `keeps` they can be given up from then on."""
         for name in dict.fromkeys(values.buffer for values in matrices):
             if name not in self._changed:
                 continue
             self._changed.remove(name)
             values = self._matrices[name][0]
-            columns = {"x": Place(self._resident[name]), "x_stride": values.stride, "n_out": values.width}
-            if scale is not None:
-                columns["settings"] = scale
+            columns = {"x": Place(self._resident[name]), "x_stride": values.stride, "n_out": values.width, **more}
             if name in self._kept:
                 columns["kept"] = Place(self._kept[name])
             row = super().add("narrow", self.code, **columns)
@@ -213,7 +210,7 @@ class MixedLowering(Lowering):
 
     def begin_backward(self, d_y: Values) -> None:
         """Scale and round the gradient of the loss."""
-        self.program.round(d_y, keeps=False, scale=Place(LOSS_SCALE) if self.is_scaled else None)
+        self.program.round(d_y, keeps=False, **({"loss_scale": Place(LOSS_SCALE)} if self.is_scaled else {}))
 
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """As `Lowering.back`, but the gradients of a layer's parameters are done with the layer, to free its memory."""
