@@ -41,6 +41,7 @@ from nbbp.optimizers import (
     RMSprop,
 )
 from nbbp.persistence import load_model
+from nbbp.precision import LossScaling
 from nbbp.warming import warmup
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "History",
     "LayerNorm",
     "Lion",
+    "LossScaling",
     "Model",
     "NAdam",
     "RAdam",

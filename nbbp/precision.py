@@ -11,7 +11,15 @@ import numpy as np
 
 from nbbp.layers.base import positive_integer
 
-__all__ = ["PRECISIONS", "LossScaling", "checked_precision", "checked_scaling"]
+__all__ = [
+    "PRECISIONS",
+    "LossScaling",
+    "checked_precision",
+    "checked_scale",
+    "checked_scaling",
+    "scale_memory",
+    "scale_so_far",
+]
 
 #: What a model may compute in.
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -119,3 +127,28 @@ def scale_memory(loss_scaling: LossScaling | None) -> np.ndarray:
         return np.empty(0, np.float32)
     settings = loss_scaling.growth_factor, loss_scaling.backoff_factor, loss_scaling.growth_interval
     return np.array([loss_scaling.initial, 0.0, *settings], np.float32)
+
+
+def scale_so_far(memory: np.ndarray) -> tuple[float, int] | None:
+    """What training has made of the loss scale: the scale, and updates without overflow since it changed."""
+    return (float(memory[0]), int(memory[1])) if len(memory) else None
+
+
+def checked_scale(scale: Any, loss_scaling: LossScaling | None) -> tuple[float, int] | None:
+    """What `scale_so_far` gave, from a file.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    if loss_scaling is None:
+        if scale is not None:
+            raise ValueError(f"loss_scale must be null without loss scaling; got {scale!r}")
+        return None
+    is_pair = isinstance(scale, (list, tuple)) and len(scale) == 2 and [type(part) for part in scale] == [float, int]
+    largest = float(np.finfo(np.float32).max)
+    if not is_pair or not (2.0**-126 <= scale[0] <= largest and 0 <= scale[1] < loss_scaling.growth_interval):
+        expected = f"a scale and a count below {loss_scaling.growth_interval:,}"
+        raise ValueError(f"loss_scale must be {expected}; got {scale!r}")
+    return scale[0], scale[1]

@@ -91,7 +91,8 @@ def prepare_gradient(zero, variant):
 
     Before the last of the k only SLOT_0 += X · weight. X, SLOT_0 (N_OUT, SLOT_STRIDE) with rows W_STRIDE apart, a tile
     has N_IN of them; SETTINGS: the largest magnitude (infinity: any), and 1 if the loss is a mean, so that a gradient's
-    weight is the rows of its batch; X is divided by the scale at LOSS_SCALE, unless that is 0. Writes X, SLOT_0 (if k > 1) and SQUARES (unless 0), which must not overlap.
+    weight is the rows of its batch; X is divided by the scale at LOSS_SCALE, unless that is 0. Writes X, SLOT_0 (if
+    k > 1) and SQUARES (unless 0), which must not overlap.
     """
 
     def prepare_gradient(op, step, row_start, row_stop, column_start, column_stop, scratch):

@@ -2,8 +2,8 @@
 
 Legend: batch rows, N_OUT units, rows X_STRIDE (or Y_STRIDE) numbers apart, which are whole registers; what pads them is
 converted like the rest. The variant is the 16-bit format (cpu/half.py).
-LOSS_SCALE holds float32 numbers: the scale of the loss's gradient, updates without overflow since the scale changed, its
-growth factor, its backoff factor, and how many updates without overflow it takes to grow.
+LOSS_SCALE holds float32 numbers: the scale of the loss's gradient, updates without overflow since the scale changed,
+its growth factor, its backoff factor, and how many updates without overflow it takes to grow.
 """
 
 import math
@@ -20,8 +20,8 @@ from nbbp.cpu.update import gradient_is_finite, place_among
 def narrow(zero, variant):
     """KEPT = X in 16 bits, unless that is 0, and X = what that is in float32; X, KEPT (batch, N_OUT) of equal strides.
 
-    X is multiplied first by the scale at LOSS_SCALE, unless that is 0. Writes X and KEPT with the padding of their rows,
-    apart. Cut by rows and by columns, from multiples of a register on.
+    X is multiplied first by the scale at LOSS_SCALE, unless that is 0. Writes X and KEPT with the padding of their
+    rows, apart. Cut by rows and by columns, from multiples of a register on.
     """
 
     def narrow(op, step, row_start, row_stop, column_start, column_stop, scratch):
