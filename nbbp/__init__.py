@@ -2,7 +2,7 @@
 read.
 """
 
-from nbbp import autodiff, datasets, initializers, losses, metrics, optimizers
+from nbbp import autodiff, datasets, initializers, losses, metrics, optimizers, schedules
 from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
 from nbbp.divergence import TrainingDiverged
@@ -89,6 +89,7 @@ __all__ = [
     "losses",
     "metrics",
     "optimizers",
+    "schedules",
     "set_num_threads",
     "warmup",
 ]

@@ -13,6 +13,7 @@ import numpy as np
 
 from nbbp.scalars.coefficients import COEFFICIENTS
 from nbbp.scalars.updates import N_COEFFICIENTS, UPDATES
+from nbbp.schedules import Schedule
 
 __all__ = ["COUPLED_L2", "DECOUPLED", "L1", "N_COLUMNS", "RULE", "Optimizer", "Range", "Settings"]
 
@@ -58,8 +59,8 @@ class Optimizer:
 
     Parameters
     ----------
-    learning_rate : float
-        Step size, above 0.
+    learning_rate : float or nbbp.schedules.Schedule
+        Step size, above 0, or how it changes from step to step.
     weight_decay : float
         L2 factor, at least 0. Coupled, it adds ``weight_decay * w`` to the gradient before the rule;
         decoupled, it multiplies w by ``1 - learning_rate * weight_decay`` before the rule (Loshchilov and
@@ -103,7 +104,7 @@ class Optimizer:
         If a setting has the wrong type or is out of its range; the message says which range and what came.
     """
 
-    learning_rate: float = 0.01
+    learning_rate: float | Schedule = 0.01
     _: KW_ONLY
     weight_decay: float = 0.0
     decoupled: bool = False
@@ -145,6 +146,8 @@ class Optimizer:
         for setting in fields(self):
             value = getattr(self, setting.name)
             allowed = self.ranges.get(setting.name)
+            if setting.name == "learning_rate" and isinstance(value, Schedule):
+                continue
             if setting.name == "groups":
                 value = self._checked_groups(value)
             elif setting.name == "accumulation_steps":
@@ -238,7 +241,7 @@ class Optimizer:
         """
         decays = self.decay_bias or parameter_name.rpartition(".")[2] == "weight"
         values = {
-            "learning_rate": self.learning_rate,
+            "learning_rate": self.learning_rate if self.schedule is None else self.schedule.base,
             "weight_decay": self.weight_decay if decays else 0.0,
             "l1": self.l1 if decays else 0.0,
         }
@@ -247,7 +250,12 @@ class Optimizer:
                 values.update(overrides)
         return Settings(**values)
 
-    def coefficients(self, first_step: int, n_steps: int, settings: Settings) -> np.ndarray:
+    @property
+    def schedule(self) -> Schedule | None:
+        """How the learning rate changes, where it does."""
+        return self.learning_rate if isinstance(self.learning_rate, Schedule) else None
+
+    def coefficients(self, first_step: int, n_steps: int, settings: Settings, count: int | None = None) -> np.ndarray:
         """The numbers of some steps in a row; tables of several blocks make up the table in one piece.
 
         Parameters
@@ -258,6 +266,8 @@ class Optimizer:
             How many, at least 0.
         settings : Settings
             Of the parameter; see `settings`.
+        count : int, optional
+            Where the schedule stands in all of these steps, if it does not count updates.
 
         Returns
         -------
@@ -275,6 +285,9 @@ class Optimizer:
             raise ValueError(f"steps count from 1 and their number from 0; got {came}")
         steps = np.arange(first_step, first_step + n_steps, dtype=np.float64)
         rates = np.full(n_steps, settings.learning_rate)
+        if self.schedule is not None and settings.learning_rate > 0.0:  # 0 freezes a group, whatever the schedule
+            counts = steps - 1.0 if count is None else np.full(n_steps, count)
+            rates = self.schedule.rates(counts, settings.learning_rate)
         table = np.zeros((n_steps, N_COLUMNS))
         table[:, COUPLED_L2], table[:, L1], table[:, DECOUPLED] = self.penalties(settings, rates)
         values_of_steps = COEFFICIENTS[self.rule](steps, rates, self.rule_settings)

@@ -28,6 +28,7 @@ from nbbp.optimizers import Optimizer
 from nbbp.precision import LossScaling, scale_memory
 from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
+from nbbp.scheduling import Clock
 from nbbp.sources import Chunk, Source
 
 #: Rows that prediction and evaluation take at a time.
@@ -83,6 +84,8 @@ class Session:
         Quick steps for which coefficients are at hand; 0 after any other update.
     loss_scale : ndarray (5,)
         Of fp16: the scale of the loss's gradient and what its growth goes by (nbbp/precision.py); otherwise empty.
+    clock : Clock
+        Where the optimizer's schedule stands.
     lock : threading.RLock
         Held while a thread trains.
     """
@@ -103,6 +106,7 @@ class Session:
         self.dtype, self.seed, self.step, self.epoch = dtype, seed, 0, 0
         self.precision, self.loss_scaling = precision, loss_scaling
         self.loss_scale = scale_memory(loss_scaling)
+        self.clock = Clock(optimizer)
         self.n_out = network.n_out
         self.parameters = aligned(network.n_parameters, dtype)
         self.parameters[:] = network.initial_parameters(seed, dtype) if parameters is None else parameters
@@ -118,7 +122,7 @@ class Session:
         self.settings = {coefficients_buffer(s): s for s in settings}
         self.lock = threading.RLock()
         self.steps_ahead = 0
-        self._coefficients: tuple[int, int, dict] = (0, -1, {})
+        self._coefficients: tuple[int, int, int | None, dict] = (0, -1, None, {})
         self._quick: QuickStep | None = None
         self._making = threading.Lock()
         self._of_this_thread = threading.local()
@@ -127,14 +131,14 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what holds addresses: bound programs are made anew where they are needed."""
-        numbers = ("step", "epoch", "parameters", "state", "slots", "loss_scale")
+        numbers = ("step", "epoch", "clock", "parameters", "state", "slots", "loss_scale")
         return {name: getattr(self, name) for name in (*_MADE_OF, *numbers)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(*(state[name] for name in _MADE_OF))
         for name in ("parameters", "state", "loss_scale"):
             getattr(self, name)[:] = state[name]
-        self.step, self.epoch = state["step"], state["epoch"]
+        self.step, self.epoch, self.clock = state["step"], state["epoch"], state["clock"]
         for slot, values in zip(self.slots, state["slots"], strict=True):
             slot[:] = values
 
@@ -148,10 +152,11 @@ class Session:
                 return self._bound[key]
             while len(self._bound) >= _KEPT:
                 self._bound.popitem(last=False)
-            self._bound[key] = self._bind(make())
+            self._bound[key] = self.bind(make())
             return self._bound[key]
 
-    def _bind(self, program: Program) -> BoundProgram:
+    def bind(self, program: Program) -> BoundProgram:
+        """A program with the model's own buffers."""
         buffers = {"parameters": self.parameters, "state": self.state, LOSS_SCALE: self.loss_scale}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
@@ -210,15 +215,17 @@ class Session:
 
         Computed some steps ahead, because a call for one step costs more than a short step.
         """
-        first, last, tables = self._coefficients
-        if not first <= self.step + 1 <= self.step + n_steps <= last:
+        first, last, count, tables = self._coefficients
+        if count != self.clock.count or not first <= self.step + 1 <= self.step + n_steps <= last:
             n = max(n_steps, _STEPS_AHEAD)
             first, last = self.step + 1, self.step + n
             with np.errstate(under="ignore"):
+                count = self.clock.count
                 tables = {
-                    name: coefficients_of_batches(self.optimizer, s, first, n) for name, s in self.settings.items()
+                    name: coefficients_of_batches(self.optimizer, s, first, n, count)
+                    for name, s in self.settings.items()
                 }
-            self._coefficients = first, last, tables
+            self._coefficients = first, last, count, tables
         for name, table in tables.items():
             bound.attach(name, table[self.step + 1 - first :])
         bound.count_from(self.step)
@@ -333,15 +340,13 @@ class Session:
             report[metric.name] = metric.finalise(float(metric_sum) / n_samples)
         return report
 
-    def _prediction(self, also: Activation | None) -> BoundProgram:
-        return self._program(("predict", also), lambda: self._predicting(FORWARD_BATCH, also))
-
-    def _predicting(self, batch: int, also: Activation | None = None, keeps_outputs: bool = False) -> Program:
+    def prediction(self, batch: int, also: Activation | None = None, keeps_outputs: bool = False) -> Program:
+        """`programs.prediction_program` of this model."""
         return programs.prediction_program(self.network, batch, also, keeps_outputs, self.precision)
 
     def predict(self, source: Source, also: Activation | None) -> np.ndarray:
         """What the last layer, or `also` behind it, gives for every sample (n, n_out)."""
-        bound = self._prediction(also)
+        bound = self._program(("predict", also), lambda: self.prediction(FORWARD_BATCH, also))
         parts = []
         for chunk in source.chunks(None, None):
             parts.append(np.empty((len(chunk.order), self.network.n_out), self.dtype))
@@ -350,19 +355,6 @@ class Session:
                     bound.attach(name, array)
                 bound.run(len(chunk.order))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def layer_outputs(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """What every outermost layer that is no activation gives in prediction for one sample x (1, n_in), by path."""
-        bound = self._bind(self._predicting(1, keeps_outputs=True))
-        out = np.empty((1, self.network.n_out), self.dtype)
-        for name, array in (("X", x), ("order", None), ("output", out)):
-            bound.attach(name, array)
-        bound.run(1)
-        return {
-            node.path: bound.buffer(bound.program.outputs[node.path].buffer)[: node.n_out].copy()
-            for node in self.network.nodes
-            if not isinstance(node.layer, Activation)
-        }
 
     def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:
         """`predict` for a few rows that need no conversion; None where a number in them is not finite.
@@ -373,7 +365,7 @@ class Session:
         try:
             _, arguments = mine.prediction
         except AttributeError:
-            bound = self._bind(self._predicting(FORWARD_BATCH))
+            bound = self.bind(self.prediction(FORWARD_BATCH))
             bound.attach("order", None)
             (gather,), (copy_out,) = bound.program.find("gather"), bound.program.find("copy_out")
             scratch = bound.scratch.ctypes.data

@@ -64,13 +64,19 @@ class Training:
             A loss or, in the end, a parameter was not finite; the last good parameters are back.
         """
         session = self.session
+        names = ["loss", *(metric.name for metric in session.metrics)]
+        session.clock.check(names if self.validation is None else [*names, *(f"val_{name}" for name in names)])
         session.begin_fit()
         for epoch in range(1, epochs + 1):
             with self._bar(epoch, epochs) as bar:
                 report = self._epoch(epoch, bar)
+                session.steps_ahead = 0  # quick steps must not go on with the rates of an epoch that is over
+                if session.clock.schedule is not None:
+                    report["learning_rate"] = session.clock.rate(session.step)
                 if self.validation is not None:
                     measured = session.evaluate(self.validation)
                     report |= {f"val_{name}": value for name, value in measured.items()}
+                session.clock.end_epoch(session.epoch, report)
                 if bar is not None:
                     bar.set_postfix(_short(report))
             self.history.record(epoch, report)

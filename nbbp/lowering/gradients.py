@@ -93,14 +93,16 @@ def _of_sum(network: Sequential, optimizer: Optimizer, at: int | None) -> Place:
     return Place(f"slot {number}", network.n_parameters if at is None else at)
 
 
-def coefficients_of_batches(optimizer: Optimizer, settings: Settings, first: int, n: int) -> np.ndarray:
+def coefficients_of_batches(
+    optimizer: Optimizer, settings: Settings, first: int, n: int, count: int | None = None
+) -> np.ndarray:
     """`Optimizer.coefficients` for `n` training batches from the `first` on, counted from 1: a line for each.
 
     Batches of one update share its line.
     """
     k = optimizer.accumulation_steps
     if k == 1:
-        return optimizer.coefficients(first, n, settings)
+        return optimizer.coefficients(first, n, settings, count)
     n_updates = (first - 1 + n - 1) // k - (first - 1) // k + 1
-    lines = optimizer.coefficients((first - 1) // k + 1, n_updates, settings)
+    lines = optimizer.coefficients((first - 1) // k + 1, n_updates, settings, count)
     return lines[((first - 1) % k + np.arange(n)) // k]

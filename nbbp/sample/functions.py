@@ -136,6 +136,9 @@ def make_checked_train_step(
 
 def why_no_training(network: Sequential, optimizer: Optimizer) -> str | None:
     """What the sample engine cannot do when it trains this network by this optimizer; None where it can do it all."""
+    if optimizer.schedule is not None:
+        schedule = type(optimizer.schedule).__name__
+        return f"train_step of as_njit has one learning rate; the optimizer's follows a schedule, {schedule}"
     if optimizer.prepares_gradient:
         name = optimizer.gradient_settings[0]
         return f"train_step of as_njit takes gradients as they are; the optimizer has {name}={getattr(optimizer, name)}"
