@@ -3,36 +3,23 @@
 import numba
 import numpy as np
 import pytest
+import reference_mixed
 from kernel_calls import Guarded
 
 from nbbp.cpu import half, simd
+from nbbp.ops import BF16, FP16
 
-BF16, FP16 = half.BF16, half.FP16
+NAMES = {BF16: "bf16", FP16: "fp16"}
 #: Every number of 16 bits, of either format.
 ALL_CODES = np.arange(1 << 16, dtype=np.uint16)
 
 
-def bf16_of(x: np.ndarray) -> np.ndarray:
-    """The codes of float32 numbers, by choosing the nearer neighbour; of equals the even one."""
-    bits = x.view(np.uint32)
-    low = bits & np.uint32(0xFFFF0000)
-    rest = bits - low
-    up = (rest > 0x8000) | ((rest == 0x8000) & (low & np.uint32(0x10000) != 0))
-    codes = (low >> np.uint32(16)).astype(np.uint16) + up.astype(np.uint16)
-    return np.where(np.isnan(x), (low >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), codes)
-
-
 def narrowed(x: np.ndarray, code: int) -> np.ndarray:
-    if code == BF16:
-        return bf16_of(x)
-    with np.errstate(over="ignore"):
-        return x.astype(np.float16).view(np.uint16)
+    return reference_mixed.narrowed(x, NAMES[code])
 
 
 def widened(codes: np.ndarray, code: int) -> np.ndarray:
-    if code == BF16:
-        return (codes.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return codes.view(np.float16).astype(np.float32)
+    return reference_mixed.widened(codes, NAMES[code])
 
 
 @pytest.fixture(scope="module", params=["instructions", "arithmetic"])
