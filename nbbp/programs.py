@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbbp import ops, tiling
-from nbbp.layers import Activation, Custom, Dense
+from nbbp.layers import Activation, BatchNorm, Custom, Dense, Embedding
 from nbbp.losses import Loss
 from nbbp.lowering import checkpointing, gradients, parameters
-from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, padded, takes_logits
+from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, takes_logits
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
 from nbbp.lowering.mixed import lowering_in
 from nbbp.metrics import Metric
@@ -92,29 +92,31 @@ def training_program(
     program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
     phases: list[list[tuple]] = []
     if plan == tiling.WIDE:
-        lowering.flush = lambda: _flush_wide(lowering, phases, optimizer, keeps_good)
+        lowering.flush = lowering.flush_layer = lambda: _flush_wide(lowering, phases, optimizer, keeps_good)
     else:
-        lowering.flush = lambda: _flush(lowering)
+        lowering.flush = lambda: _flush(lowering, phases, optimizer, keeps_good)
+        lowering.flush_layer = lambda: _weight_gradients(lowering)
 
     out, parts = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
+    if not _keeps_gradient(lowering, optimizer) and not partials.are_apart and _can_divide(network, plan):
+        lowering.divide(part.nodes for part in parts)
     d_out = loss_op(lowering, loss, out, target_is_labels, with_gradient=True)
     lowering.begin_backward(d_out)
     metric_ops(lowering, metrics, loss, out, target_is_labels)
     checkpointing.backward(lowering, parts, d_out)
 
-    if plan == tiling.PARTIAL:
-        phases += _phases(program, 0, partials.rows, cuts_products=False)
-        phases += _partial_phases(lowering, optimizer, keeps_good, partials.rows)
-    elif plan == tiling.ALONE:
-        if _prepares(lowering, optimizer):
-            _prepare_everything(lowering, optimizer, 0, network.n_parameters)
-        _update_phases(lowering, optimizer, keeps_good, 0)
+    if not lowering.by_parts:
+        if plan == tiling.PARTIAL:
+            phases += _partial_phases(lowering, optimizer, keeps_good, 0)
+        elif plan == tiling.ALONE or _prepares(lowering, optimizer):
+            if plan == tiling.ALONE and _prepares(lowering, optimizer):
+                _prepare_everything(lowering, optimizer, 0, network.n_parameters)
+            phases += _update_phases(lowering, optimizer, keeps_good, len(program.ops))
+    if plan == tiling.ALONE:
         phases = [[(0, len(program.ops), 0, batch, 0, tiling.ALL)]]
-    elif _prepares(lowering, optimizer):
-        phases += _update_phases(lowering, optimizer, keeps_good, len(program.ops))
     if optimizer is None or any(place.buffer == "gradient" for op in program.ops for place in op.places()):
         n_partials = 1 if partials.are_apart else -(-batch // partials.rows)
-        program.buffers["gradient"] = n_partials * padded(network.n_parameters)
+        program.buffers["gradient"] = n_partials * lowering.gradient_stride
     return _with_tiles(program, phases)
 
 
@@ -124,16 +126,30 @@ def _shapes(network: Sequential) -> list[tuple[int, int]]:
     return shapes or [(network.n_in, network.n_out)]
 
 
-def _flush(lowering: Lowering) -> None:
+def _can_divide(network: Sequential, plan: str) -> bool:
+    """Whether the gradients of the network's parts may lie in the same memory one after the other.
+
+    Ops that take a whole batch write one gradient and leave the places of the other partial ones alone, which must
+    therefore be nobody else's.
+    """
+    takes_whole = any(isinstance(node.layer, (BatchNorm, Embedding)) for node in walk(network.nodes))
+    return network.checkpoint_every is not None and not (plan == tiling.PARTIAL and takes_whole)
+
+
+def _flush(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimizer | None, keeps_good: bool) -> None:
+    """Weight gradients, and the updates if the gradient is of a part."""
+    _weight_gradients(lowering)
+    if lowering.by_parts and lowering.part:
+        done = max((tile[1] for phase in phases for tile in phase), default=0)
+        phases += _partial_phases(lowering, optimizer, keeps_good, done)
+
+
+def _weight_gradients(lowering: Lowering) -> None:
     """Weight gradients, each whole or one for every block of rows."""
     for job in lowering.pending:
-        parameters.weight_gradient(
-            lowering,
-            job,
-            Place("gradient"),
-            slot_rows=lowering.partials.rows,
-            slot_stride=padded(lowering.network.n_parameters),
-        )
+        where = lowering.gradient_at(lowering.offset_of(job.node))
+        rows, stride = lowering.partials.rows, lowering.gradient_stride
+        parameters.weight_gradient(lowering, job, where, slot_rows=rows, slot_stride=stride)
     lowering.pending.clear()
 
 
@@ -152,41 +168,37 @@ def _prepare_everything(lowering: Lowering, optimizer: Optimizer, first: int, si
     return gradients.prepared_tiles(lowering, optimizer, first, 0, lowering.network.n_parameters, (0, 1), 1, size)
 
 
-def _update_everything(lowering: Lowering, optimizer: Optimizer | None) -> None:
-    """Update ops over the whole buffer."""
-    every = lowering.network.parameters
-    if optimizer is not None and optimizer.rule == "adafactor":
-        parameters.adafactor(lowering, optimizer, every)
-    elif optimizer is not None:
-        parameters.updates(lowering, optimizer, every, 0, Place("gradient"), (0, 1), 1)
-
-
-def _partial_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: bool, rows: int) -> list[list[tuple]]:
-    """The sum of the partial gradients in order, and the update."""
-    program, n = lowering.program, lowering.network.n_parameters
-    reduction = program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=padded(n))
+def _partial_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: bool, done: int) -> list[list[tuple]]:
+    """Phases of the ops from `done` on; then the sum of the partial gradients in order, and the update."""
+    program, rows = lowering.program, lowering.partials.rows
+    phases = _phases(program, done, rows, cuts_products=False)
+    first = len(program.ops)
+    if rows < program.batch:
+        program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=lowering.gradient_stride)
     if _prepares(lowering, optimizer):
-        tiles = _prepare_everything(lowering, optimizer, reduction, tiling.PARAMETERS)
-        return [tiles, *_update_phases(lowering, optimizer, keeps_good, len(program.ops))]
-    return _update_phases(lowering, optimizer, keeps_good, reduction)
+        phases.append(_prepare_everything(lowering, optimizer, first, tiling.PARAMETERS))
+        first = len(program.ops)
+    return phases + _update_phases(lowering, optimizer, keeps_good, first)
 
 
 def _update_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: bool, first: int) -> list[list[tuple]]:
-    """What is done to the parameters when their gradient is there; phases of the ops from `first` on."""
-    program, n = lowering.program, lowering.network.n_parameters
+    """What is done to the parameters whose gradient is there; phases of the ops from `first` on."""
+    program, own = lowering.program, lowering.part
+    start, n = own[0].offset, own[-1].stop - own[0].offset
     if keeps_good:
-        parameters.snapshot(lowering, 0, n, (0, 1), 1)
+        parameters.snapshot(lowering, start, n, (0, 1), 1)
     if _prepares(lowering, optimizer):
         gradients.finish(lowering, optimizer)
     after = len(program.ops)
-    _update_everything(lowering, optimizer)
-    stop = len(program.ops)
     if optimizer is not None and optimizer.rule == "adafactor":
+        parameters.adafactor(lowering, optimizer, own)
         return [
             tiling.column_tiles(first, after, program.batch, n, tiling.PARAMETERS),
-            [(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, stop)],
+            [(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, len(program.ops))],
         ]
-    return [tiling.column_tiles(first, stop, program.batch, n, tiling.PARAMETERS)]
+    if optimizer is not None:
+        parameters.updates(lowering, optimizer, own, start, Place("gradient"), (0, 1), 1)
+    return [tiling.column_tiles(first, len(program.ops), program.batch, n, tiling.PARAMETERS)]
 
 
 def _flush_wide(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimizer | None, keeps_good: bool) -> None:
@@ -225,7 +237,7 @@ def _weight_tiles(
         width = panel[1] - panel[0]
         size = n_rows if whole else max(1, tiling.PARAMETERS // width)
         first = len(program.ops)
-        parameters.weight_gradient(lowering, job, Place("gradient") if is_whole else 0, panel)
+        parameters.weight_gradient(lowering, job, Place("gradient", base) if is_whole else 0, panel)
         if _prepares(lowering, optimizer):
             cut = gradients.prepared_tiles(lowering, optimizer, first, base, n_rows, panel, layer.n_out, size)
             tiles += [(panel[0] / layer.n_out, tile) for tile in cut]

@@ -9,13 +9,13 @@ loss with respect to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.network import Sequential
-from nbbp.nodes import Node
+from nbbp.nodes import Node, Parameter, walk
 from nbbp.program import PADDING, Place, Program, Values
 
 _LOWERED: dict[type, Callable] = {}
@@ -117,8 +117,14 @@ class Lowering:
     program : Program
     pending : list of WeightGradient and OwnGradient
         What remains to be done for the parameters' gradients.
+    part : sequence of Parameter
+        Those whose gradient "gradient" holds: all of the network's, or of a part at a time (`by_parts`).
+    gradient_stride : int
+        Numbers from one partial gradient to the next.
     flush : callable
         Does it. Called when the gradient has come back, or between parts of the network if memory is to be used again.
+    flush_layer : callable
+        Does as much of it as can be done within a part, for who wants memory back sooner.
     is_scaled : bool
         Whether the gradient comes back multiplied by a loss scale.
     """
@@ -139,7 +145,13 @@ class Lowering:
         self.keeps_state, self.is_mean = keeps_state, is_mean
         self.pending: list[WeightGradient | OwnGradient] = []
         self.flush: Callable[[], None] = self.pending.clear
+        self.flush_layer: Callable[[], None] = self.pending.clear
         self.offsets = {parameter.name: parameter.offset for parameter in network.parameters}
+        self._parameters: dict[str, list[Parameter]] = {}
+        for parameter in network.parameters:
+            self._parameters.setdefault(parameter.layer, []).append(parameter)
+        self.part: Sequence[Parameter] = network.parameters
+        self.by_parts, self.gradient_stride = False, padded(network.n_parameters)
         self.state_offsets = {state.name: state.offset for state in network.states}
 
     @property
@@ -206,8 +218,8 @@ class Lowering:
             return {}
         rows = self.program.batch if is_whole else self.partials.rows
         if not self.partials.are_apart:
-            place = Place("gradient", self.offset_of(node))
-            return {"gradient": place, "slot_rows": rows, "slot_stride": padded(self.network.n_parameters)}
+            place = self.gradient_at(self.offset_of(node))
+            return {"gradient": place, "slot_rows": rows, "slot_stride": self.gradient_stride}
         name = f"gradient {node.path}"
         stride = padded(size)
         self.program.buffers[name] = -(-self.program.batch // rows) * stride
@@ -216,9 +228,28 @@ class Lowering:
 
     # parameters ------------------------------------------------------------------------------------------------------
 
-    def parameters_of(self, node: Node) -> list:
+    def gradient_at(self, offset: int) -> Place:
+        """Where in "gradient" the gradient of the parameters from `offset` on begins."""
+        return Place("gradient", offset - self.part[0].offset)
+
+    def enter(self, nodes: Sequence[Node]) -> None:
+        """Let these outermost layers be the part of the network whose gradient "gradient" holds, if it is divided."""
+        if self.by_parts:
+            self.part = [parameter for node in nodes for parameter in self.parameters_within(node)]
+
+    def divide(self, parts: Iterable[Sequence[Node]]) -> None:
+        """Let "gradient" hold the gradient of one of these parts at a time."""
+        self.by_parts = True
+        sizes = [sum(own.size for node in nodes for own in self.parameters_within(node)) for nodes in parts]
+        self.gradient_stride = padded(max(sizes))
+
+    def parameters_within(self, node: Node) -> list[Parameter]:
+        """The parameters of a layer and of the layers within it."""
+        return [parameter for inner in walk((node,)) for parameter in self.parameters_of(inner)]
+
+    def parameters_of(self, node: Node) -> list[Parameter]:
         """A layer's own parameters."""
-        return [parameter for parameter in self.network.parameters if parameter.layer == node.path]
+        return self._parameters.get(node.path, [])
 
     def offset_of(self, node: Node) -> int:
         """Where a layer's own parameters begin in the flat buffer; 0 if it has none."""

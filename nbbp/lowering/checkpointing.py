@@ -65,6 +65,7 @@ def backward(lowering: Lowering, parts: Sequence[Part], d_y: Values) -> None:
         wants_d_x = any(node.trains for before in parts[:number] for node in before.nodes)
         if not wants_d_x and not any(node.trains for node in part.nodes):
             break
+        lowering.enter(part.nodes)
         first, steps = part.first, part.steps
         if steps is None:
             first = len(program.taken)

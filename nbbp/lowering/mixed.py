@@ -226,7 +226,7 @@ class MixedLowering(Lowering):
             d_x = steps[number].backward(d_y, wants)
             if wants:
                 program.round(d_x, keeps=False)
-            self.flush()
+            self.flush_layer()
             # what the layer made on its way forward is read by itself and by the layer behind it, which is done
             also = self._taken[node.path] if d_y.buffer == given.buffer else [*self._taken[node.path], d_y]
             program.release(first, keep=(came, d_x), also=also)

@@ -29,16 +29,15 @@ def weight_gradient(
 ) -> None:  # fmt: skip
     """Op for one layer's weight and bias gradient, which lie one behind the other as (n_in + 1, n_out).
 
-    Into the whole gradient at `gradient`, or a tile's into its scratch where that is 0; of the columns `panel`.
+    Into `gradient`, or a tile's into its scratch where that is 0; of the columns `panel`.
     """
     program, node = lowering.program, job.node
-    base = lowering.offset_of(node)
     start, stop = panel or (0, node.n_out)
     is_local = not isinstance(gradient, Place)
     program.add(
         "product", x=Place(job.x.buffer), x_stride=job.x.stride,
         w=Place(job.d_y.buffer, start), w_stride=job.d_y.stride,
-        y=0 if is_local else Place(gradient.buffer, gradient.offset + base + start),
+        y=0 if is_local else Place(gradient.buffer, gradient.offset + start),
         y_stride=stop - start if is_local else node.n_out, tile_local=int(is_local),
         n_in=job.x.width + node.layer.use_bias, n_out=stop - start, layout=IN_PLACE, contracts_rows=1,
         settings=program.setting(-math.inf), **{"slot_rows": program.batch, **columns},
