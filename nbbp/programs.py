@@ -296,7 +296,11 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         joins = stretches and (
             stretches[-1][0] == "rows"
             or kernel.startswith("activation")
-            or (kernel == "narrow" and stretches[-1][0] == "product")
+            or (
+                kernel == "narrow"
+                and stretches[-1][0] == "product"
+                and _are_of_one_width(program, stretches[-1][1], row)
+            )
         )
         if kind == "rows" and joins:
             stretches[-1][2] = row + 1
@@ -314,6 +318,11 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         else:
             phases.append(tiling.row_tiles(first, last, program.batch, rows))
     return phases
+
+
+def _are_of_one_width(program: Program, *rows: int) -> bool:
+    """Whether the results of these ops are cut by the same columns."""
+    return len({program.ops[row].columns[ops.N_OUT] for row in rows}) == 1
 
 
 def _with_tiles(program: Program, phases: list[list[tuple]]) -> Program:

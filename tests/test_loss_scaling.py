@@ -5,7 +5,7 @@ import pytest
 from mixed_cases import LOSS, PLANS, data_for, distance, model_in, take_plan
 
 import nbbp
-from nbbp import optimizers
+from nbbp import optimizers, precision
 from nbbp.layers import Dense
 
 
@@ -108,3 +108,14 @@ def test_scale_is_one_for_all_batches_of_an_update():
 def test_settings_of_loss_scaling_are_checked(settings, message):
     with pytest.raises((TypeError, ValueError), match=message):
         nbbp.LossScaling(**settings)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [None, 1.0, [1.0], [1, 0], [1.0, 0.0], [0.0, 0], [-1.0, 0], [1e39, 0], [float("nan"), 0], [1.0, -1], [1.0, 2000]],
+)
+def test_scales_that_no_training_leaves_behind_are_refused(scale):
+    """As a file may hold them."""
+    with pytest.raises(ValueError, match="loss_scale must be a scale and a count below 2,000; got"):
+        precision.checked_scale(scale, nbbp.LossScaling())
+    assert precision.checked_scale([2.0**20, 1999], nbbp.LossScaling()) == (2.0**20, 1999)
