@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nbbp.form import PLAIN, Form
 from nbbp.sources import (
     COPY_LIMIT,
     ArraySource,
@@ -54,6 +55,7 @@ def source(
     labelled: bool = True,
     names: tuple[str, str, str] = ("X", "y", "sample_weight"),
     copy_limit: int = COPY_LIMIT,
+    form: Form = PLAIN,
 ) -> Source:
     """Check the data of a call and choose how to read it.
 
@@ -78,6 +80,8 @@ def source(
         What the caller calls X, y and sample_weight, for messages.
     copy_limit : int
         Bytes above which an array is converted chunk by chunk instead of whole.
+    form : Form
+        What the network's ends take.
 
     Returns
     -------
@@ -106,8 +110,10 @@ def source(
             epochs=epochs,
             labelled=labelled,
             name=names[0],
+            form=form,
         )
-    array = as_array(X, names[0])
+    array = form.samples(as_array(X, names[0]), n_in, names[0])
+    y = form.targets(y, names[1])
     if labelled and y is None:
         raise TypeError(f"{names[1]} is None; {names[0]} is an array, so its targets must be given")
     copied = array.size * dtype.itemsize
@@ -124,8 +130,9 @@ def source(
             class_weight=class_weight,
             names=names,
             copy_limit=copy_limit,
+            categories=form.categories,
         )
-    checked = features(array, n_in, dtype, names[0], original=X)
+    checked = features(array, n_in, dtype, names[0], original=X, categories=form.categories)
     converted = None
     if y is not None:
         converted = targets(y, loss, n_out, len(checked), dtype, names[1], partner=names[0])
@@ -151,7 +158,7 @@ def sources_to_fit(
         As `source`.
     validation_data : (X, y) or (X, y, sample_weight), or None
     describe : mapping
-        What `source` is told of the network and the run: n_in, n_out, loss, dtype, epochs.
+        What `source` is told of the network and the run: n_in, n_out, form, loss, dtype, epochs.
     """
     training = source(X, y, sample_weight=sample_weight, class_weight=class_weight, **describe)
     if validation_data is None:
@@ -182,7 +189,7 @@ def is_iterable_of_batches(X: Any, y: Any = None, labelled: bool = True) -> bool
     return callable(X) or hasattr(X, "__iter__")
 
 
-def infer_n_in(X: Any, y: Any = None, name: str = "X") -> int:
+def infer_n_in(X: Any, y: Any = None, name: str = "X", form: Form = PLAIN) -> int:
     """Features per sample of data for a network that was described without n_in.
 
     Looks at the shape of an array or at the first batch of an iterable.
@@ -197,9 +204,9 @@ def infer_n_in(X: Any, y: Any = None, name: str = "X") -> int:
             )
         for batch in begin_pass(X, name):
             x = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
-            return infer_n_in(x, x, f"x of batch 0 of {name}")
+            return infer_n_in(x, x, f"x of batch 0 of {name}", form)
         raise ValueError(f"{name} gave no batch")
-    array = as_array(X, name)
+    array = form.samples(as_array(X, name), None, name)
     if array.ndim != 2 or array.size == 0:
         features(array, None, np.dtype(np.float64), name)
     return array.shape[1]

@@ -7,9 +7,10 @@ parts are named as in their registries, with all of their fields; activations an
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -18,7 +19,24 @@ import numpy as np
 from nbbp import initializers, losses, metrics, optimizers
 from nbbp.compatibility import check_parts
 from nbbp.formulas import CustomActivation, CustomLoss
-from nbbp.layers import Activation, Dense, unknown_name
+from nbbp.layers import (
+    Activation,
+    BatchNorm,
+    Concat,
+    Dense,
+    Dropout,
+    Embedding,
+    Flatten,
+    GaussianNoise,
+    Layer,
+    LayerNorm,
+    Reshape,
+    Residual,
+    RMSNorm,
+    StochasticDepth,
+    unknown_name,
+)
+from nbbp.layers.embedding import MOST_COLUMNS
 from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
@@ -26,17 +44,34 @@ from nbbp.optimizers import Optimizer
 from nbbp.precision import LossScaling, checked_precision, checked_scale, checked_scaling
 from nbbp.scalars.activations import ACTIVATIONS
 
-__all__ = ["LARGEST_COUNT", "LARGEST_TEXT", "MOST_GROUPS", "MOST_LAYERS", "Description", "from_text", "to_text"]
+__all__ = [
+    "DEEPEST_LAYER",
+    "LARGEST_COUNT",
+    "LARGEST_TEXT",
+    "MOST_GROUPS",
+    "MOST_LAYERS",
+    "Description",
+    "from_text",
+    "to_text",
+]
 
-#: Characters of a description, layers of a network, groups of an optimizer (each is tried on every parameter), and
-#: steps or epochs, at most.
+#: Characters of a description, layers of a network (those within others too, so many deep), numbers of a shape, groups
+#: of an optimizer (each is tried on every parameter), and steps or epochs, at most.
 LARGEST_TEXT = 1 << 22
 MOST_LAYERS = 4096
+DEEPEST_LAYER = 32
+MOST_DIMENSIONS = 32
 MOST_GROUPS = 256
 LARGEST_COUNT = 1 << 48
 
 #: Layers whose fields are data, by the name of their class.
-_LAYERS: Mapping[str, type] = {"Dense": Dense}
+_LAYERS: Mapping[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        Dense, BatchNorm, LayerNorm, RMSNorm, Dropout, StochasticDepth, GaussianNoise, Residual, Concat, Embedding,
+        Flatten, Reshape,
+    )
+}  # fmt: skip
 _INITIALIZERS: Mapping[str, type] = {type(one).__name__: type(one) for one in initializers.BY_NAME.values()}
 #: What unchecked numbers, names and patterns may raise on their way into a part.
 _REFUSALS = (TypeError, ValueError, OverflowError, RecursionError, re.error)
@@ -88,9 +123,13 @@ def to_text(description: Description) -> str:
     ValueError
         If it is more than `from_text` takes.
     """
-    layers = [_layer_to_data(layer, index) for index, layer in enumerate(description.network.layers)]
+    network = description.network
     data = {
-        "network": {"n_in": description.network.n_in, "layers": layers},
+        "network": {
+            "n_in": network.n_in,
+            "layers": _chain_to_data(network.layers, ""),
+            "checkpoint_every": network.checkpoint_every,
+        },
         "loss": _loss_to_data(description.loss),
         "optimizer": _to_data(description.optimizer, optimizers.BY_NAME, "the optimizer"),
         "metrics": [_to_data(metric, metrics.BY_NAME, "a metric") for metric in description.metrics],
@@ -149,8 +188,12 @@ def _activation_to_data(activation: Activation, what: str) -> dict[str, Any]:
     return {"name": activation.name, "settings": {keyword: activation.parameter} if keyword else {}}
 
 
-def _layer_to_data(layer: Any, index: int) -> dict[str, Any]:
-    what = f"layer {index}"
+def _chain_to_data(layers: Iterable[Layer], prefix: str) -> list[dict[str, Any]]:
+    return [_layer_to_data(layer, f"{prefix}{index}") for index, layer in enumerate(layers)]
+
+
+def _layer_to_data(layer: Any, path: str) -> dict[str, Any]:
+    what = f"layer {path}"
     if isinstance(layer, Activation):
         return {"type": "Activation", "activation": _activation_to_data(layer, what)}
     name = type(layer).__name__
@@ -164,6 +207,10 @@ def _layer_to_data(layer: Any, index: int) -> dict[str, Any]:
             value = _activation_to_data(value, where)
         elif field.name.endswith("_initializer"):
             value = _to_data(value, _INITIALIZERS, where)
+        elif field.name == "layers":
+            value = _chain_to_data(value, f"{path}.")
+        elif field.name == "chains":
+            value = [_chain_to_data(chain, f"{path}.{number}.") for number, chain in enumerate(value)]
         data[field.name] = value
     return data
 
@@ -248,8 +295,18 @@ def _activation_from_data(data: Any, what: str) -> Activation:
     return Activation(name, **settings)
 
 
-def _layer_from_data(data: Any, index: int) -> Any:
-    what = f"layer {index}"
+def _chain_from_data(data: Any, prefix: str, counted: Iterator[int]) -> list[Layer]:
+    """Layers one after the other; `counted` goes on with every layer of the network."""
+    _check_list(data, MOST_LAYERS, f"the layers of layer {prefix[:-1]}" if prefix else "the layers")
+    if prefix.count(".") > DEEPEST_LAYER:
+        raise ValueError(f"the layers are nested too deeply; expected at most {DEEPEST_LAYER} levels")
+    return [_layer_from_data(layer, f"{prefix}{index}", counted) for index, layer in enumerate(data)]
+
+
+def _layer_from_data(data: Any, path: str, counted: Iterator[int]) -> Layer:
+    what = f"layer {path}"
+    if next(counted) >= MOST_LAYERS:
+        raise ValueError(f"the network has too many layers; expected at most {MOST_LAYERS:,} in all")
     name = data.get("type") if isinstance(data, dict) else None
     if name == "Activation":
         _check_keys(data, ("type", "activation"), what)
@@ -266,7 +323,33 @@ def _layer_from_data(data: Any, index: int) -> Any:
             values[key] = _activation_from_data(value, where)
         elif key.endswith("_initializer"):
             values[key] = _from_data(value, _INITIALIZERS, f"{key.replace('_', ' ')} of {what}")
+        elif key == "layers":
+            values[key] = _chain_from_data(value, f"{path}.", counted)
+        elif key == "shape":
+            _check_list(value, MOST_DIMENSIONS, where)
+    if kind is Concat:
+        chains = values.pop("chains")
+        _check_list(chains, MOST_LAYERS, f"chains of {what}")
+        chains = [_chain_from_data(chain, f"{path}.{number}.", counted) for number, chain in enumerate(chains)]
+        return Concat(*chains, **values)
+    if kind is Embedding:
+        return Embedding(*_tables_from_data(values.pop("tables"), f"tables of {what}"), **values)
     return kind(**values)
+
+
+def _tables_from_data(data: Any, what: str) -> tuple[Any, Any]:
+    """The first arguments of an `Embedding`: categories, and numbers per category, of every column."""
+    _check_list(data, MOST_COLUMNS, what)
+    for table in data:
+        _check_list(table, 3, what)
+        if len(table) != 3 or any(isinstance(number, bool) for number in table):
+            raise ValueError(f"{what} must be of a column or null, categories and numbers per category; got {table!r}")
+    if len(data) == 1 and data[0][0] is None:
+        return data[0][1], data[0][2]
+    columns = [column for column, *_ in data]
+    if not all(type(column) is int for column in columns) or columns != sorted(set(columns)):
+        raise ValueError(f"{what} must have one table for each column, in their order; got the columns {columns!r}")
+    return {column: count for column, count, _ in data}, {column: width for column, _, width in data}
 
 
 def _precision(data: Any) -> dict[str, Any]:
@@ -286,8 +369,7 @@ def _precision(data: Any) -> dict[str, Any]:
 def _description(data: Any) -> Description:
     _check_keys(data, _KEYS, "the description")
     network = data["network"]
-    _check_keys(network, ("n_in", "layers"), "the network")
-    _check_list(network["layers"], MOST_LAYERS, "the layers")
+    _check_keys(network, ("n_in", "layers", "checkpoint_every"), "the network")
     _check_list(data["metrics"], len(metrics.BY_NAME), "the metrics")
     if data["dtype"] not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64'; got {data['dtype']!r}")
@@ -296,9 +378,9 @@ def _description(data: Any) -> Description:
             raise ValueError(f"{key} must be an integer from 0 to {stop - 1}; got {data[key]!r}")
     if type(network["n_in"]) is not int:
         raise ValueError(f"n_in of the network must be an integer; got {network['n_in']!r}")
-    layers = [_layer_from_data(layer, index) for index, layer in enumerate(network["layers"])]
+    layers = _chain_from_data(network["layers"], "", itertools.count())
     described = Description(
-        network=Sequential(layers, network["n_in"]),
+        network=Sequential(layers, network["n_in"], network["checkpoint_every"]),
         loss=_loss_from_data(data["loss"]),
         optimizer=_from_data(data["optimizer"], optimizers.BY_NAME, "optimizer"),
         metrics=tuple(_from_data(metric, metrics.BY_NAME, "metric") for metric in data["metrics"]),

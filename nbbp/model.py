@@ -15,13 +15,14 @@ from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
 from nbbp.layers import Activation, positive_integer
 from nbbp.model_base import ModelBase
+from nbbp.network import Sequential
 from nbbp.quick import OnlineStep
 from nbbp.sample import SampleFunctions
 from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
 from nbbp.targets import targets, weights
 from nbbp.training import Training
-from nbbp.validation import as_array, features
+from nbbp.validation import as_array, check_categories, features
 
 __all__ = ["Model"]
 
@@ -89,9 +90,11 @@ class Model(ModelBase):
         Parameters
         ----------
         X : array_like (n, n_in), or an iterable of batches (x, y) or (x, y, sample_weight)
-            Arrays of any dtype, order or strides, lists, DataFrames, memory maps larger than memory.
+            Arrays of any dtype, order or strides, lists, DataFrames, memory maps larger than memory. With `Flatten` or
+            `Reshape` as the first layer, samples of any shape.
         y : array_like (n,) or (n, n_out)
-            Targets: class labels, one-hot or soft rows for classification losses, values for the others.
+            Targets: class labels, one-hot or soft rows for classification losses, values for the others. Behind a
+            `Reshape`, of the shape of the outputs.
         epochs, batch_size : int
             A short last batch is trained on, with the mean over its own rows.
         validation_data : (X, y) or (X, y, sample_weight), optional
@@ -134,9 +137,9 @@ class Model(ModelBase):
             raise ValueError("give validation_data or validation_split, not both")
         if splits:
             (X, y, sample_weight), validation_data = data.split(X, y, sample_weight, validation_split)
-        n_in = self.network.n_in or data.infer_n_in(X, y)
+        n_in = self.network.n_in or data.infer_n_in(X, y, form=self.network.form)
         network = self.network.build(n_in)
-        describe = {"n_in": n_in, "n_out": network.n_out, "loss": self.loss, "dtype": self.dtype, "epochs": epochs}
+        describe = {**self._describe(network), "epochs": epochs}
         source, validation = data.sources_to_fit(X, y, sample_weight, class_weight, validation_data, describe)
         if self._session is None:
             self._build(n_in)
@@ -203,7 +206,9 @@ class Model(ModelBase):
             if loss is not None:
                 return loss
         samples, wanted = as_array(x, "x"), as_array(y, "y") if np.ndim(y) else np.asarray(y)
-        if samples.ndim == 1:
+        n_in = self.network.n_in
+        is_one = samples.ndim > 1 and self.network.form.any_shape and samples.size == n_in != samples[0].size
+        if samples.ndim == 1 or is_one:
             samples, wanted = samples[None], wanted[None]
         chunk = self._one_batch(samples, np.atleast_1d(wanted), None)
         return float(np.mean([self._learn_row(chunk, row) for row in range(len(chunk.order))]))
@@ -259,9 +264,12 @@ class Model(ModelBase):
 
     def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
         """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
-        loss, n_out = self.loss, self.network.n_out
-        X = features(x, self.network.n_in, self.dtype, "x")
-        target = targets(y, loss, n_out, len(X), self.dtype, "y", partner="x")
+        n_in = self.network.n_in
+        X = features(self.network.form.samples(x, n_in, "x"), n_in, self.dtype, "x", original=x)
+        network = self.network.build(X.shape[1])
+        check_categories(X, network.form.categories, "x", None, x)
+        loss, n_out = self.loss, network.n_out
+        target = targets(network.form.targets(y, "y"), loss, n_out, len(X), self.dtype, "y", partner="x")
         weight = weights(sample_weight, None, target, loss, n_out, len(X), self.dtype, partner="x")
         if self._session is None:
             self._build(X.shape[1])
@@ -323,14 +331,10 @@ class Model(ModelBase):
             As `fit`. Weights count in the loss, not in the metrics.
         """
         session, network = self._built, self.network
-        source = data.source(
-            X, y, n_in=network.n_in, n_out=network.n_out, loss=self.loss, dtype=self.dtype,
-            sample_weight=sample_weight,
-        )  # fmt: skip
-        return session.evaluate(source)
+        return session.evaluate(data.source(X, y, sample_weight=sample_weight, **self._describe(network)))
 
     def predict(self, X: Any) -> np.ndarray:
-        """What the last layer gives for each sample: (n, n_out)."""
+        """What the last layer gives for each sample: (n, n_out), or (n, *shape) where that is a `Reshape`."""
         session = self._session
         if (
             session is not None
@@ -355,7 +359,7 @@ class Model(ModelBase):
             For another loss.
         """
         name = self.loss.name
-        given = self.network.layers[-1].activation.name
+        given = self.network.last_layer.activation.name
         final = {"crossentropy": "softmax", "nll": "softmax", "binary_crossentropy": "sigmoid"}.get(name)
         if final is None:
             raise ValueError(f"predict_proba needs a loss over classes; this model's loss is {name!r}")
@@ -363,7 +367,9 @@ class Model(ModelBase):
 
     def _predict(self, X: Any, also: Activation | None) -> np.ndarray:
         session, network = self._built, self.network
-        source = data.source(
-            X, n_in=network.n_in, n_out=network.n_out, loss=self.loss, dtype=self.dtype, labelled=False
-        )
-        return session.predict(source, also)
+        return session.predict(data.source(X, labelled=False, **self._describe(network)), also)
+
+    def _describe(self, network: Sequential) -> dict[str, Any]:
+        """What `data.source` is told of the model."""
+        sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
+        return {**sizes, "loss": self.loss, "dtype": self.dtype}

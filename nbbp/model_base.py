@@ -91,7 +91,9 @@ class ModelBase:
         self._name_parameters()
 
     def _build(self, n_in: int, parameters: np.ndarray | None = None) -> None:
-        self.network = self.network.build(n_in)
+        network = self.network.build(n_in)
+        check_parts(network, self.loss, self.metrics)  # again, now that all sizes are known
+        self.network = network
         parts = self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
         self._session = Session(*parts, self.precision, self.loss_scaling, parameters)
         self._name_parameters()

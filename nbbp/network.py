@@ -17,8 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from nbbp.layers import Activation, Concat, Custom, Dense, Embedding, Layer, positive_integer
-from nbbp.layers.structure import checked_layers
+from nbbp.form import Form
+from nbbp.layers import (
+    Activation,
+    Custom,
+    Dense,
+    Embedding,
+    Flatten,
+    Layer,
+    Reshape,
+    positive_integer,
+)
+from nbbp.layers.structure import chain_n_out, checked_layers
 from nbbp.nodes import Node, Parameter, nodes_of, parameters_of, walk
 
 __all__ = ["Parameter", "Sequential"]
@@ -101,13 +111,8 @@ class Sequential:
     @property
     def n_out(self) -> int:
         """Outputs per sample."""
-        if self.n_in is None:
-            for layer in reversed(self.layers):
-                if layer.n_out is not None:
-                    return layer.n_out
-                if isinstance(layer, (Concat, Embedding)):  # its width depends on what comes in
-                    break
-        return self.widths[-1]
+        known = chain_n_out(self.layers) if self.n_in is None else None
+        return self.widths[-1] if known is None else known
 
     @property
     def _known_n_in(self) -> int:
@@ -156,6 +161,26 @@ class Sequential:
             except ValueError as error:
                 raise ValueError(f"layer {node.path}: {error}") from None
         return shape
+
+    @property
+    def last_layer(self) -> Layer:
+        """The last one that is no `Flatten` or `Reshape`, which pass everything."""
+        return next(layer for layer in reversed(self.layers) if not isinstance(layer, (Flatten, Reshape)))
+
+    @cached_property
+    def form(self) -> Form:
+        """What the ends take and give; while `n_in` is not known, only whether samples may have any shape."""
+        any_shape = isinstance(self.layers[0], (Flatten, Reshape))
+        if self.n_in is None:
+            return Form(any_shape)
+        looked_up = {
+            (column, n_categories)
+            for node in walk(self.nodes)
+            if isinstance(node.layer, Embedding)
+            for column, n_categories, *_ in node.layer.columns(node.n_in)[1]
+        }
+        shape = self.output_shape
+        return Form(any_shape, tuple(sorted(looked_up)), shape if len(shape) > 1 else ())
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

@@ -48,8 +48,10 @@ STATE = 40
 ACCUMULATION = 41
 #: Address of the float64 sums of squares of the gradient's parts; how many there are, or the first of an op's own.
 SQUARES, N_SQUARES = 42, 43
+#: How many columns of X an embedding looks up in one table.
+N_LOOKUPS = 44
 #: Address of the scale of the loss's gradient and what its growth goes by (0: none; see cpu/mixed.py).
-LOSS_SCALE = 44
+LOSS_SCALE = 45
 N_COLUMNS = 48
 
 #: Variants of kernels that round to 16 bits, or back: bfloat16 and IEEE binary16 (see cpu/half.py).

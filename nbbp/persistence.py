@@ -1,9 +1,10 @@
 """Models in files: the safetensors format, with the model's description as JSON in its metadata.
 
-What a file holds: every parameter by its name ("0.weight"), the optimizer's slots as the flat arrays that they are
-("optimizer.slot 0"), and three strings: ``nbbp.format``, the version; ``nbbp.model``, the description
-(`nbbp.description`); ``nbbp.sha256``, a digest of it and of the arrays. All of it is data: loading runs no code of a
-file, and allocates nothing before the sizes in it agree with each other and with its length.
+What a file holds: every parameter by its name ("0.weight"), the optimizer's slots and what layers keep beside their
+parameters as the flat arrays that they are ("optimizer.slot 0", "state"), and three strings: ``nbbp.format``, the
+version; ``nbbp.model``, the description (`nbbp.description`); ``nbbp.sha256``, a digest of it and of the arrays. All of
+it is data: loading runs no code of a file, and allocates nothing before the sizes in it agree with each other and with
+its length.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from nbbp.precision import scale_so_far
 __all__ = ["FORMAT", "load_model", "save"]
 
 #: Version of the format, which changes with the meaning of anything in a file.
-FORMAT = "1"
+FORMAT = "2"
 
 _VERSION, _MODEL, _DIGEST = "nbbp.format", "nbbp.model", "nbbp.sha256"
 #: Characters of a message, at most: what came may be anything.
 _LONGEST_MESSAGE = 1000
+#: The array of the layers' states; a network without any has none.
+_STATE = "state"
 _DTYPES = {"float32": "F32", "float64": "F64"}
 
 
@@ -50,7 +53,8 @@ def save(model: Model, path: str | os.PathLike) -> None:
         text = to_text(description)
         _check_finite(model.network, session.parameters)
         tensors = {**model.parameters, **{_slot(k): slot for k, slot in enumerate(session.slots)}}
-        digest = _digest(text, session.parameters, *session.slots)
+        tensors |= {_STATE: session.state} if len(session.state) else {}
+        digest = _digest(text, session.parameters, *session.slots, session.state)
         content = to_bytes(tensors, {_VERSION: FORMAT, _MODEL: text, _DIGEST: digest})
     _replace(path, content)
 
@@ -102,13 +106,13 @@ def _loaded(path: str) -> Model:
             text, digest = _checked_metadata(file.metadata())
             description = from_text(text)
             _check_tensors(file, description)
-            parameters, slots = _arrays(file, description)
+            parameters, slots, state = _arrays(file, description)
     except SafetensorError as error:
         raise ValueError(f"it is no safetensors file, or not all of one ({error})") from None
-    if _digest(text, parameters, *slots) != digest:
+    if _digest(text, parameters, *slots, state) != digest:
         raise ValueError("it was altered: its SHA-256 digest is not that of its contents")
     _check_finite(description.network, parameters)
-    return _model(description, parameters, slots)
+    return _model(description, parameters, slots, state)
 
 
 def _slot(number: int) -> str:
@@ -116,7 +120,7 @@ def _slot(number: int) -> str:
 
 
 def _digest(text: str, *arrays: np.ndarray) -> str:
-    """SHA-256 of the description, the parameters and the slots."""
+    """SHA-256 of the description, the parameters, the slots and the state."""
     digest = hashlib.sha256(text.encode())
     for array in arrays:
         digest.update(array)
@@ -152,6 +156,8 @@ def _check_tensors(file: Any, description: Description) -> None:
     expected = {parameter.name: parameter.shape for parameter in description.network.parameters}
     for k, length in enumerate(slot_lengths(description.network, description.optimizer)):
         expected[_slot(k)] = (length,)
+    if description.network.states:
+        expected[_STATE] = (description.network.states[-1].stop,)
     names = set(file.keys())
     if names != set(expected):
         missing, more = (sorted(one)[:3] for one in (set(expected) - names, names - set(expected)))
@@ -164,19 +170,22 @@ def _check_tensors(file: Any, description: Description) -> None:
             raise ValueError(f"array {name} must have the shape {shape}; got {tuple(entry.get_shape())}")
 
 
-def _arrays(file: Any, description: Description) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The parameters (n_parameters,) and the slots."""
+def _arrays(file: Any, description: Description) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """The parameters (n_parameters,), the slots and the state."""
     network = description.network
     parameters = np.empty(network.n_parameters, description.dtype)
     for parameter in network.parameters:
         parameter.view(parameters)[...] = file.get_tensor(parameter.name)
     n_slots = len(slot_lengths(network, description.optimizer))
-    return parameters, [file.get_tensor(_slot(k)) for k in range(n_slots)]
+    state = file.get_tensor(_STATE) if network.states else np.zeros(0, description.dtype)
+    return parameters, [file.get_tensor(_slot(k)) for k in range(n_slots)], state
 
 
-def _model(description: Description, parameters: np.ndarray, slots: Sequence[np.ndarray]) -> Model:
+def _model(description: Description, parameters: np.ndarray, slots: Sequence[np.ndarray], state: np.ndarray) -> Model:
     """The model of a description and arrays that fit each other."""
-    network = Sequential(description.network.layers)  # without sizes, so that nothing is drawn at random
+    described = description.network
+    # without sizes, so that nothing is drawn at random
+    network = Sequential(described.layers, checkpoint_every=described.checkpoint_every)
     parts = network, description.loss, description.optimizer, description.metrics
     settings = {"precision": description.precision, "loss_scaling": description.loss_scaling}
     model = Model(*parts, dtype=description.dtype, seed=description.seed, **settings)
@@ -185,6 +194,7 @@ def _model(description: Description, parameters: np.ndarray, slots: Sequence[np.
     session.step, session.epoch = description.step, description.epoch
     if description.loss_scale is not None:
         session.loss_scale[:2] = description.loss_scale
+    session.state[:] = state
     for slot, values in zip(session.slots, slots, strict=True):
         slot[:] = values
     return model

@@ -79,7 +79,8 @@ def training_program(
     With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py).
     """
     shapes = _shapes(network)
-    plan = tiling.plan(shapes, batch, by_rows=any(isinstance(node.layer, Custom) for node in walk(network.nodes)))
+    by_rows = any(isinstance(node.layer, Custom) for node in walk(network.nodes))
+    plan = tiling.plan([*shapes, *_tables(network)], batch, by_rows)
     partials = Partials(batch)
     if plan == tiling.PARTIAL:
         partials = Partials(tiling.partial_rows(shapes, batch))
@@ -126,6 +127,13 @@ def _shapes(network: Sequential) -> list[tuple[int, int]]:
     return shapes or [(network.n_in, network.n_out)]
 
 
+def _tables(network: Sequential) -> list[tuple[int, int]]:
+    """(1, numbers) of tables whose gradient is too much to keep once more for every block of rows."""
+    embeddings = [node.layer for node in walk(network.nodes) if isinstance(node.layer, Embedding)]
+    sizes = [n_categories * n_out for layer in embeddings for _, n_categories, n_out in layer.tables]
+    return [(1, size) for size in sizes if tiling.is_wide(size)]
+
+
 def _can_divide(network: Sequential, plan: str) -> bool:
     """Whether the gradients of the network's parts may lie in the same memory one after the other.
 
@@ -142,6 +150,7 @@ def _flush(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimizer |
     if lowering.by_parts and lowering.part:
         done = max((tile[1] for phase in phases for tile in phase), default=0)
         phases += _partial_phases(lowering, optimizer, keeps_good, done)
+        lowering.part = []
 
 
 def _weight_gradients(lowering: Lowering) -> None:
@@ -283,7 +292,7 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     """Phases of the ops from `start` on: blocks of `rows` rows through as many ops as can be.
 
     Ops that take a whole batch have a phase of their own, cut by columns; so has, with `cuts_products`, every product.
-    Elementwise activations go with what is before them; so does rounding, but not into columns that cut registers.
+    Elementwise activations and rounding go with what is before them, where they can.
     """
     stretches: list[list] = []
     for row in range(start, len(program.ops)):
@@ -293,23 +302,16 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
             kind = "product"
         if kernel == "round_parameters":
             kind = "whole"
-        joins = stretches and (
-            stretches[-1][0] == "rows"
-            or kernel.startswith("activation")
-            or (
-                kernel == "narrow"
-                and stretches[-1][0] == "product"
-                and _are_of_one_width(program, stretches[-1][1], row)
-            )
-        )
-        if kind == "rows" and joins:
+        joins = stretches and (stretches[-1][0] == "rows" or _goes_with(program, *stretches[-1][:2], row))
+        if joins and kind == "rows":
             stretches[-1][2] = row + 1
         else:
             stretches.append([kind, row, row + 1])
     phases = []
     for kind, first, last in stretches:
-        n_in, n_out = (program.ops[first].columns.get(column, 0) for column in (ops.N_IN, ops.N_OUT))
+        n_out = _width(program, first)
         if kind == "product":
+            n_in = program.ops[first].columns[ops.N_IN]
             phases.append(tiling.product_tiles(first, last, program.batch, n_in, n_out))
         elif kind == "whole":
             phases.append([(first, last, 0, program.batch, 0, tiling.ALL)])
@@ -320,9 +322,24 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     return phases
 
 
-def _are_of_one_width(program: Program, *rows: int) -> bool:
-    """Whether the results of these ops are cut by the same columns."""
-    return len({program.ops[row].columns[ops.N_OUT] for row in rows}) == 1
+def _goes_with(program: Program, kind: str, first: int, row: int) -> bool:
+    """Whether an op can run on the tiles of the op `first`, right behind it: an activation, or rounding, as wide.
+
+    It must not write what `first` reads, which another tile may be reading still: memory that was released. Rounding
+    takes whole registers, at which only the columns of a product are cut.
+    """
+    op, columns = program.ops[row], program.ops[first].columns
+    rounds = op.kernel == "narrow" and kind == "product"
+    if not (rounds or op.kernel.startswith("activation")) or _width(program, first) != _width(program, row):
+        return False
+    written = op.columns[ops.X if rounds else ops.Y].buffer
+    read = [columns.get(column) for column in (ops.X, ops.W)]
+    return all(not isinstance(place, Place) or place.buffer != written for place in read)
+
+
+def _width(program: Program, row: int) -> int:
+    """Columns of what an op writes."""
+    return program.ops[row].columns.get(ops.N_OUT, 0)
 
 
 def _with_tiles(program: Program, phases: list[list[tuple]]) -> Program:

@@ -51,7 +51,7 @@ def quick_step(session: Session, x: Any, y: Any) -> QuickStep | None:
     network, loss = session.network, session.loss
     if not (type(x) is np.ndarray and type(y) is np.ndarray and x.ndim == 2 and x.dtype == session.dtype):
         return None
-    if not (x.flags.carray and y.flags.carray and len(x) and x.shape[1] == network.n_in):
+    if not (x.flags.carray and y.flags.carray and len(x) and x.shape[1] == network.n_in) or session.form.categories:
         return None
     is_column = y.shape == x.shape[:1] and network.n_out == 1
     labels = y.shape == x.shape[:1] and y.dtype == np.int64 and loss.row_wise

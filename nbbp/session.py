@@ -107,7 +107,7 @@ class Session:
         self.precision, self.loss_scaling = precision, loss_scaling
         self.loss_scale = scale_memory(loss_scaling)
         self.clock = Clock(optimizer)
-        self.n_out = network.n_out
+        self.n_out, self.form = network.n_out, network.form
         self.parameters = aligned(network.n_parameters, dtype)
         self.parameters[:] = network.initial_parameters(seed, dtype) if parameters is None else parameters
         self.state = aligned(network.states[-1].stop if network.states else 0, dtype)
@@ -345,7 +345,7 @@ class Session:
         return programs.prediction_program(self.network, batch, also, keeps_outputs, self.precision)
 
     def predict(self, source: Source, also: Activation | None) -> np.ndarray:
-        """What the last layer, or `also` behind it, gives for every sample (n, n_out)."""
+        """What the last layer, or `also` behind it, gives for every sample (n, n_out), in the shape of the outputs."""
         bound = self._program(("predict", also), lambda: self.prediction(FORWARD_BATCH, also))
         parts = []
         for chunk in source.chunks(None, None):
@@ -354,13 +354,15 @@ class Session:
                 for name, array in (("X", chunk.X), ("order", chunk.order), ("output", parts[-1])):
                     bound.attach(name, array)
                 bound.run(len(chunk.order))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self.form.outputs(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:
-        """`predict` for a few rows that need no conversion; None where a number in them is not finite.
+        """`predict` for a few rows that need no conversion; None where a number in them is not finite, or a category.
 
         Every thread has a program of its own for it, which costs less than a lock.
         """
+        if self.form.categories:
+            return None
         mine = self._of_this_thread
         try:
             _, arguments = mine.prediction
@@ -373,7 +375,7 @@ class Session:
             arguments = (*table, FORWARD_BATCH, scratch, gather, copy_out, np.finfo(self.dtype).max)
             mine.prediction = bound, arguments
         out = np.empty((x.shape[0], self.n_out), self.dtype)
-        return out if entry.predict_now(*arguments, x, out) else None
+        return self.form.outputs(out) if entry.predict_now(*arguments, x, out) else None
 
 
 def sum_of(values: np.ndarray) -> float:

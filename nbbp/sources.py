@@ -8,12 +8,13 @@ that memory holds one chunk at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from nbbp.form import PLAIN, Form
 from nbbp.targets import class_labels, target_array, targets, times_class_weights, weights
 from nbbp.validation import feature_matrix, features
 
@@ -118,6 +119,8 @@ class MemmapSource:
         As in `nbbp.targets.weights`.
     copy_limit : int
         Bytes above which nothing is converted whole.
+    categories
+        As in `features`.
     """
 
     n_batches = None
@@ -135,13 +138,15 @@ class MemmapSource:
         class_weight: Mapping[int, float] | str | None = None,
         names: tuple[str, str, str] = ("X", "y", "sample_weight"),
         copy_limit: int = COPY_LIMIT,
+        categories: Sequence[tuple[int, int]] = (),
     ) -> None:
+        self._categories = categories
         self._n_in, self._n_out, self._loss, self._dtype = n_in, n_out, loss, np.dtype(dtype)
         self._names = names
         self._X = feature_matrix(X, n_in, names[0])
         self.n_samples = len(X)
         self.row_limit = max(1, CHUNK_BYTES // (n_in * self._dtype.itemsize))
-        features(self._X[:1], n_in, self._dtype, names[0])
+        features(self._X[:1], n_in, self._dtype, names[0], categories=categories)
         self._y, self._y_is_ready = None, True
         if y is not None:
             y = target_array(y, loss, n_out, self.n_samples, names[1], names[0])
@@ -176,7 +181,8 @@ class MemmapSource:
         # A run of neighbours is a slice, which needs no copy of its own before the conversion.
         run = picked[-1] - picked[0] + 1 == len(picked) and bool((np.diff(picked) == 1).all())
         rows = slice(int(picked[0]), int(picked[-1]) + 1) if run else picked
-        X = features(self._X[rows], self._n_in, self._dtype, self._names[0], rows=picked)
+        name = self._names[0]
+        X = features(self._X[rows], self._n_in, self._dtype, name, rows=picked, categories=self._categories)
         y = None if self._y is None else self._y[rows]
         if not self._y_is_ready:
             y = targets(y, self._loss, self._n_out, len(picked), self._dtype, self._names[1], rows=picked)
@@ -195,7 +201,7 @@ class IterableSource:
         How often it will be gone through. A generator lasts for one.
     labelled : bool
         False for batches that are x alone (or start with x), as `predict` takes them.
-    n_in, n_out, loss, dtype, class_weight
+    n_in, n_out, loss, dtype, class_weight, form
         As in `source`; "balanced" class weights need all labels at once and are refused.
     name : str
         What the caller calls the batches, for the message.
@@ -216,6 +222,7 @@ class IterableSource:
         epochs: int = 1,
         labelled: bool = True,
         name: str = "X",
+        form: Form = PLAIN,
     ) -> None:
         if epochs > 1 and is_one_shot(batches):
             raise ValueError(
@@ -229,6 +236,7 @@ class IterableSource:
             )
         self._batches, self._n_in, self._n_out, self._loss, self._dtype = batches, n_in, n_out, loss, dtype
         self._class_weight, self._labelled, self._name = class_weight, labelled, name
+        self._form = form
         self.n_batches = len(batches) if hasattr(type(batches), "__len__") else None
         if isinstance(batches, (list, tuple)):
             for _ in self.chunks():
@@ -244,18 +252,23 @@ class IterableSource:
             hint = " (a generator can be gone through once)" if is_one_shot(self._batches) else ""
             raise ValueError(f"{self._name} gave no batch{hint}")
 
+    def _features(self, x: Any, name: str) -> np.ndarray:
+        samples = self._form.samples(x, self._n_in, name)
+        return features(samples, self._n_in, self._dtype, name, original=x, categories=self._form.categories)
+
     def _convert(self, batch: Any, where: str) -> Chunk:
         if not self._labelled:
             x = batch[0] if isinstance(batch, tuple) else batch
-            X = features(x, self._n_in, self._dtype, where)
+            X = self._features(x, where)
             return Chunk(X, None, None, np.arange(len(X), dtype=np.int64))
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
             came = f"of length {len(batch)}" if isinstance(batch, (tuple, list)) else ""
             raise TypeError(
                 f"{where} is a {type(batch).__name__} {came}".rstrip() + "; expected (x, y) or (x, y, sample_weight)"
             )
-        X = features(batch[0], self._n_in, self._dtype, f"x of {where}")
-        y = targets(batch[1], self._loss, self._n_out, len(X), self._dtype, f"y of {where}", partner=f"x of {where}")
+        X = self._features(batch[0], f"x of {where}")
+        wanted = self._form.targets(batch[1], f"y of {where}")
+        y = targets(wanted, self._loss, self._n_out, len(X), self._dtype, f"y of {where}", partner=f"x of {where}")
         weight = weights(
             batch[2] if len(batch) == 3 else None,
             self._class_weight,

@@ -51,9 +51,14 @@ def work(shapes: Sequence[tuple[int, int]], batch: int) -> float:
 
 def plan(shapes: Sequence[tuple[int, int]], batch: int, by_rows: bool = False) -> str:
     """Which of the three ways; with `by_rows` one that takes rows through all layers, as custom layers need it."""
-    if not by_rows and max(n_in * n_out for n_in, n_out in shapes) >= _WIDE_WEIGHTS:
+    if not by_rows and any(is_wide(n_in * n_out) for n_in, n_out in shapes):
         return WIDE
     return PARTIAL if batch > partial_rows(shapes, batch) else ALONE
+
+
+def is_wide(n_weights: int) -> bool:
+    """Whether threads should share out so many weights of a layer, not the rows of a batch."""
+    return n_weights >= _WIDE_WEIGHTS
 
 
 def is_shared(operations: float) -> bool:

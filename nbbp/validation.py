@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,19 @@ def first_outside(values, low, high):
 
 
 @jit()
+def first_no_category(values, column, n_categories):
+    """Find the first row of values (n, n_in) whose number in that column is none of 0 … n_categories - 1.
+
+    Reads only. Returns the row, or -1 if all are categories.
+    """
+    for row in range(values.shape[0]):
+        value = values[row, column]
+        if not (value >= 0 and value < n_categories and value == np.floor(value)):
+            return row
+    return -1
+
+
+@jit()
 def first_row_not_summing_to_one(values, tolerance):
     """Find the first row of values (n, n_out) whose sum is not 1 within the tolerance.
 
@@ -72,6 +85,7 @@ def compile_scans() -> None:
         first_outside(values, 0.0, 1.0)
         first_outside(values[0], 0.0, 1.0)  # weights
         first_row_not_summing_to_one(values, 1e-3)
+        first_no_category(values, 0, 1)
 
 
 def features(
@@ -82,6 +96,7 @@ def features(
     *,
     rows: np.ndarray | None = None,
     original: Any = None,
+    categories: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
     """Check the input features of a network and convert them to one dtype.
 
@@ -99,6 +114,8 @@ def features(
         The caller's row numbers, where X holds rows picked from a larger array.
     original : array_like, optional
         What X was read from, such as a DataFrame, which knows its column names for a message.
+    categories : sequence of (int, int)
+        Columns that hold categories, and how many of these there are.
 
     Returns
     -------
@@ -110,7 +127,8 @@ def features(
     TypeError
         X does not hold real numbers.
     ValueError
-        X is empty, has the wrong shape, or holds NaN, infinity or a number too large for dtype.
+        X is empty, has the wrong shape, or holds NaN, infinity, a number too large for dtype or no category where
+        one is expected.
     """
     if not (
         type(X) is np.ndarray
@@ -129,7 +147,25 @@ def features(
     bad = first_outside(values, -largest, largest)
     if bad >= 0:
         refuse_number(bad, values, X if original is None else original, name, rows)
+    check_categories(values, categories, name, rows, X if original is None else original)
     return values
+
+
+def check_categories(
+    values: np.ndarray, categories: Sequence[tuple[int, int]], name: str, rows: np.ndarray | None, original: Any
+) -> None:
+    """Refuse a number that is no category of its column; the arguments as in `features`.
+
+    Raises ValueError.
+    """
+    for column, n_categories in categories:
+        row = first_no_category(values, column, n_categories)
+        if row >= 0:
+            value = float(values[row, column])
+            shown = f"{value:.0f}" if value.is_integer() else f"{value:g}"
+            place = _place((row, column), original, rows)
+            expected = f"a category 0 … {n_categories - 1}" if n_categories > 1 else "the one category 0"
+            raise ValueError(f"{name} holds {shown} in {place}; expected {expected}")
 
 
 def as_array(data: Any, name: str) -> np.ndarray:
@@ -179,6 +215,7 @@ def feature_matrix(array: np.ndarray, n_in: int | None, name: str) -> np.ndarray
         raise ValueError(f"{name} has one dimension; {takes} ({came})")
     if array.ndim > 2:
         hint = f"use {name}.reshape(len({name}), -1), which gives {math.prod(array.shape[1:])} features"
+        hint += ", or put Flatten() first in the network"
         came = f"{name}.shape = {array.shape}; {hint}"
         raise ValueError(f"{name} has {array.ndim} dimensions; {takes} ({came})")
     if n_in is not None and array.shape[1] != n_in:

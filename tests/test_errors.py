@@ -47,7 +47,7 @@ WRONG_FEATURES = {
     "too few": (X[:, :3], ValueError, "X has 3 features per sample; this network takes 4 (X.shape = (20, 3))"),
     "too many": (np.ones((2, 5)), ValueError, "X has 5 features per sample; this network takes 4 (X.shape = (2, 5))"),
     "one sample": (X[0], ValueError, "X has one dimension; this network takes 4 features per sample (X.shape = (4,);"),
-    "images": (np.ones((6, 2, 2)), ValueError, "use X.reshape(len(X), -1), which gives 4 features)"),
+    "images": (np.ones((6, 2, 2)), ValueError, "use X.reshape(len(X), -1), which gives 4 features, or put Flatten()"),
     "no sample": (X[:0], ValueError, "X is empty; expected at least one sample (X.shape = (0, 4))"),
     "no feature": (X[:, :0], ValueError, "X is empty; expected at least one sample (X.shape = (20, 0))"),
     "NaN": (with_value(X, (7, 2), NAN), ValueError, "X holds NaN at row 7, column 2; expected finite numbers"),

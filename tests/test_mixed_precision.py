@@ -23,6 +23,7 @@ from nbbp.layers import (
     Concat,
     Dense,
     Dropout,
+    Embedding,
     Flatten,
     GaussianNoise,
     LayerNorm,
@@ -136,6 +137,20 @@ def test_custom_layers_get_rounded_numbers(precision):
     for _ in range(3):
         mixed.train_step(x, y)
     assert (mixed.parameter_vector != before).all()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_category_numbers_are_not_rounded(plan, precision):
+    """Of 5,000 categories most are beyond what 16 bits count."""
+    layers = [Embedding({0: 5000}, 8), Dense(16, "tanh"), Dense(3)]
+    mixed, exact = (model_in(one, layers, n_in=3) for one in (precision, "float32"))
+    x, y = data_for(130, 3)
+    x[:, 0] = np.random.default_rng(0).permutation(5000)[:130]
+    came, expected = mixed.loss_and_gradients(x, y)[1], exact.loss_and_gradients(x, y)[1]
+    assert distance(mixed.predict(x), exact.predict(x)) < 1e-2
+    name = "0.weight_0"
+    assert distance(came[name].ravel(), expected[name].ravel()) < 2e-2
+    assert set(np.flatnonzero(came[name].any(axis=1))) == set(x[:, 0].astype(int))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -128,10 +128,11 @@ def test_importing_loads_nothing_that_is_only_sometimes_needed():
 
 
 @pytest.mark.slow
-def test_importing_costs_little_more_than_numba():
+def test_importing_costs_little_more_than_numba(tmp_path):
     code = "import time, numba; begin = time.process_time(); import nbbp; print(time.process_time() - begin)"
-    subprocess_output(code)  # what is compiled on import is cached from here on
-    assert min(float(subprocess_output(code)) for _ in range(5)) <= 0.15
+    kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    subprocess_output(code, **kept)  # what is compiled on import, bytecode and machine code, is cached from here on
+    assert min(float(subprocess_output(code, **kept)) for _ in range(5)) <= 0.15
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from formula_cases import quartic, swish
 from safetensors import safe_open
 
 import nbbp
-from nbbp import initializers, losses, metrics, optimizers
+from nbbp import initializers, losses, metrics, optimizers, persistence
 from nbbp.network import Sequential
 from nbbp.scalars.activations import ACTIVATIONS
 
@@ -166,7 +166,7 @@ def test_a_file_is_what_other_readers_of_the_format_expect(tmp_path):
     with safe_open(tmp_path / "m.safetensors", framework="np") as file:
         assert set(file.keys()) == {"0.weight", "0.bias", "optimizer.slot 0", "optimizer.slot 1"}
         assert np.array_equal(file.get_tensor("0.weight"), model.parameters["0.weight"])
-        assert file.metadata()["nbbp.format"] == "1"
+        assert file.metadata()["nbbp.format"] == persistence.FORMAT == "2"
         described = json.loads(file.metadata()["nbbp.model"])
     assert described["network"]["layers"][0]["activation"] == {"name": "linear", "settings": {}}
     assert described["loss"] == {"name": "mse", "settings": {"reduction": "mean", "scale": 1.0}}

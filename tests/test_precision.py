@@ -55,6 +55,14 @@ ALLOWED = {
         {"fpext", "fadd", "vector fadd", "fmul", "fdiv", "call sqrt", "call pow", "fcmp", "sitofp", "fptrunc", *FINITE},
         "squares are added up in float64; the norm, the factor by which it clips and the spread of noise are numbers",
     ),
+    **dict.fromkeys(
+        ("dropout_forward", "stochastic_depth_forward", "stochastic_depth_backward"),
+        ({"fpext", "fmul", "fadd", "fcmp", "fptosi"}, "the rate becomes an integer, once a call"),
+    ),
+    **dict.fromkeys(
+        ("embedding_forward", "embedding_backward"),
+        ({"fpext", "fcmp", "sitofp"}, "a category is compared with how many there are"),
+    ),
     "snapshot": (FINITE, "asks whether losses, which are float64, are finite"),
     "update_loss_scale": (FINITE, "asks whether sums of squares, which are float64, are finite"),
     **dict.fromkeys(

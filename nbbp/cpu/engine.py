@@ -156,7 +156,8 @@ class BoundProgram:
 
     def cells(self, names: set[str]) -> np.ndarray:
         """The flat places in the table that hold addresses of these attached buffers."""
-        return np.concatenate([self._attached[name][0] for name in sorted(names) if name in self._attached])
+        nothing = np.zeros(0, np.int64)  # nothing else, where all parameters are frozen
+        return np.concatenate([nothing, *(self._attached[name][0] for name in sorted(names & set(self._attached)))])
 
     def count_from(self, first_step: int) -> None:
         """Let the next run's steps be these, for the layers' random numbers."""

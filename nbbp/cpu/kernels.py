@@ -39,6 +39,7 @@ _MODULES = (
     "custom",
     "dropout",
     "noise",
+    "embedding",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...], tuple[int, ...]]] = {}

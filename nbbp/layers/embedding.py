@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ __all__ = ["Embedding"]
 
 #: Categories, at most: every number below it is exact in float32, the dtype of the data.
 MOST_CATEGORIES = 1 << 24
+#: Columns of the data, at most: each is looked at by itself.
+MOST_COLUMNS = 1 << 16
 
 
 @dataclass(frozen=True, init=False)
@@ -89,23 +92,31 @@ class Embedding(Layer):
         Raises
         ------
         ValueError
-            If a column is not there.
+            If a column is not there, or there are too many.
         """
+        self._check_columns(n_in)
         if self.tables[0][0] is None:
             _, categories, width = self.tables[0]
             return (), tuple((column, categories, width, 0) for column in range(n_in))
         found, offset = [], 0
         for column, categories, width in self.tables:
-            if column >= n_in:
-                raise ValueError(f"Embedding looks up column {column}; got samples of {n_in} features")
             found.append((column, categories, width, offset))
             offset += categories * width
         taken = {column for column, *_ in found}
         return tuple(column for column in range(n_in) if column not in taken), tuple(found)
 
+    def _check_columns(self, n_in: int) -> None:
+        if n_in > MOST_COLUMNS:
+            raise ValueError(f"Embedding takes samples of at most {MOST_COLUMNS:,} features; got {n_in:,}")
+        column = self.tables[-1][0]
+        if column is not None and column >= n_in:
+            raise ValueError(f"Embedding looks up column {column}; got samples of {n_in} features")
+
     def width(self, n_in: int) -> int:
-        passed, looked_up = self.columns(n_in)
-        return len(passed) + sum(width for _, _, width, _ in looked_up)
+        self._check_columns(n_in)
+        if self.tables[0][0] is None:
+            return n_in * self.tables[0][2]
+        return n_in - len(self.tables) + sum(width for *_, width in self.tables)
 
     def parameter_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
         return {
@@ -127,12 +138,12 @@ def _tables(n_categories: Any, n_out: Any) -> tuple[tuple[int | None, int, int],
         raise ValueError("n_categories of Embedding must name at least one column; got an empty mapping")
     tables = []
     for column, count in n_categories.items():
-        if isinstance(column, bool) or not isinstance(column, int) or column < 0:
+        if isinstance(column, bool) or not isinstance(column, numbers.Integral) or column < 0:
             raise TypeError(f"columns of Embedding must be integers from 0 on; got {column!r}")
         if isinstance(n_out, Mapping) and column not in n_out:
             raise ValueError(f"n_out of Embedding has no entry for column {column}; it has {sorted(n_out)}")
         width = n_out[column] if isinstance(n_out, Mapping) else n_out
-        tables.append((column, _categories(count), positive_integer("n_out of Embedding", width)))
+        tables.append((int(column), _categories(count), positive_integer("n_out of Embedding", width)))
     return tuple(sorted(tables))
 
 

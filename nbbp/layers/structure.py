@@ -11,7 +11,7 @@ from nbbp import initializers
 from nbbp.layers.base import Layer, check_name, check_switches, positive_integer
 from nbbp.layers.dense import Dense
 
-__all__ = ["Concat", "Flatten", "Reshape", "Residual", "checked_layers"]
+__all__ = ["Concat", "Flatten", "Reshape", "Residual", "chain_n_out", "checked_layers"]
 
 
 def checked_layers(layers: Any, owner: str) -> tuple[Layer, ...]:
@@ -49,9 +49,12 @@ def _chain_width(layers: Iterable[Layer], n_in: int) -> int:
     return n_in
 
 
-def _chain_n_out(layers: tuple[Layer, ...]) -> int | None:
+def chain_n_out(layers: tuple[Layer, ...]) -> int | None:
     """Outputs of a chain where they are known without its inputs."""
-    return next((layer.n_out for layer in reversed(layers) if layer.n_out is not None), None)
+    for layer in reversed(layers):
+        if layer.n_out is not None or isinstance(layer, (Concat, Residual)):  # the others give as many as they take
+            return layer.n_out
+    return None
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Residual(Layer):
 
     @property
     def n_out(self) -> int | None:
-        return _chain_n_out(self.layers)
+        return chain_n_out(self.layers)
 
     def width(self, n_in: int) -> int:
         return _chain_width(self.layers, n_in)
@@ -163,7 +166,7 @@ class Concat(Layer):
 
     @property
     def n_out(self) -> int | None:
-        widths = [_chain_n_out(chain) for chain in self.chains]
+        widths = [chain_n_out(chain) for chain in self.chains]
         return None if None in widths else sum(widths)
 
     def width(self, n_in: int) -> int:

@@ -115,6 +115,8 @@ class Lowering:
     Attributes
     ----------
     program : Program
+    logits_of : str or None
+        Path of the layer whose activation is left to the loss.
     pending : list of WeightGradient and OwnGradient
         What remains to be done for the parameters' gradients.
     part : sequence of Parameter
@@ -141,6 +143,7 @@ class Lowering:
         is_mean: bool = True,
     ) -> None:
         self.network, self.partials, self.keeps_outputs = network, partials, keeps_outputs
+        self.logits_of: str | None = None
         self.program = Program(batch)
         self.keeps_state, self.is_mean = keeps_state, is_mean
         self.pending: list[WeightGradient | OwnGradient] = []
@@ -170,16 +173,16 @@ class Lowering:
         )  # fmt: skip
         return x
 
-    def layer(self, node: Node, x: Values, ends: bool = True) -> tuple[Values, Step]:
-        """The ops of one layer; its output, or its logits if it does not end with its activation, and its step."""
+    def layer(self, node: Node, x: Values) -> tuple[Values, Step]:
+        """The ops of one layer; its output, or its logits if its activation is left to the loss, and its step."""
         kind = next(kind for kind in type(node.layer).__mro__ if kind in _LOWERED)
-        return _LOWERED[kind](self, node, x, ends)
+        return _LOWERED[kind](self, node, x, node.path != self.logits_of)
 
-    def chain(self, nodes: Sequence[Node], x: Values, ends: bool = True) -> tuple[Values, list[Step]]:
+    def chain(self, nodes: Sequence[Node], x: Values) -> tuple[Values, list[Step]]:
         """The ops of layers one after the other."""
         steps = []
         for node in nodes:
-            x, step = self.layer(node, x, ends or node is not nodes[-1])
+            x, step = self.layer(node, x)
             steps.append(step)
             self.program.outputs[node.path] = x
         return x, steps
@@ -276,7 +279,12 @@ def takes_logits(network: Sequential, loss: Loss) -> bool:
 
 def last_activation(network: Sequential) -> Activation:
     """The activation that the network ends with."""
-    return network.layers[-1].activation
+    return network.last_layer.activation
+
+
+def last_path(network: Sequential) -> str:
+    """Path of the layer that this activation belongs to."""
+    return next(node.path for node in reversed(network.nodes) if node.layer is network.last_layer)
 
 
 def padded(n: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nbbp.lowering.base import Lowering, Step
+from nbbp.lowering.base import Lowering, Step, last_path
 from nbbp.nodes import Node
 from nbbp.program import Values
 
@@ -42,6 +42,7 @@ class Part:
 def forward(lowering: Lowering, x: Values, ends: bool) -> tuple[Values, list[Part]]:
     """The ops of every layer; what the last one gives (or its logits, if it does not end with its activation)."""
     nodes = lowering.network.nodes
+    lowering.logits_of = None if ends else last_path(lowering.network)
     every = lowering.network.checkpoint_every or len(nodes)
     parts = []
     for start in range(0, len(nodes), every):
@@ -49,7 +50,7 @@ def forward(lowering: Lowering, x: Values, ends: bool) -> tuple[Values, list[Par
         x = replace(x, is_free=x.is_free and not (lowering.trains and start))
         is_last = start + every >= len(nodes)
         first = len(lowering.program.taken)
-        y, steps = lowering.chain(chosen, x, ends or not is_last)
+        y, steps = lowering.chain(chosen, x)
         parts.append(Part(chosen, x, first, steps if is_last else None))
         if lowering.trains and not is_last:
             lowering.program.release(first, keep=(x, y))
@@ -76,3 +77,4 @@ def backward(lowering: Lowering, parts: Sequence[Part], d_y: Values) -> None:
         lowering.flush()
         program.release(first, keep=(d_x,), also=(d_y, part.x) if number else ())
         d_y = d_x
+    lowering.flush()  # of a network that is frozen as a whole, what goes forward

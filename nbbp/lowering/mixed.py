@@ -193,12 +193,12 @@ class MixedLowering(Lowering):
             columns["parameters"] = self._rounded[node.path]
         return columns
 
-    def chain(self, nodes: Sequence[Node], x: Values, ends: bool = True) -> tuple[Values, list[Step]]:
+    def chain(self, nodes: Sequence[Node], x: Values) -> tuple[Values, list[Step]]:
         program, steps = self.program, []
         for node in nodes:
             first = len(program.taken)
             came = self._came[node.path] = x
-            x, step = self.layer(node, came, ends or node is not nodes[-1])
+            x, step = self.layer(node, came)
             taken = self._taken[node.path] = program.taken[first:]
             program.round(*taken, x, keeps=True)
             if self.trains:
