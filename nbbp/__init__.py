@@ -42,6 +42,7 @@ from nbbp.optimizers import (
     RMSprop,
 )
 from nbbp.persistence import load_model
+from nbbp.precision import LossScaling
 from nbbp.warming import warmup
 
 __version__ = "0.1.0"
@@ -68,6 +69,7 @@ __all__ = [
     "LayerNorm",
     "LearningRateCurve",
     "Lion",
+    "LossScaling",
     "Model",
     "NAdam",
     "RAdam",

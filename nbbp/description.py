@@ -11,8 +11,10 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from nbbp import initializers, losses, metrics, optimizers
 from nbbp.compatibility import check_parts
@@ -39,6 +41,7 @@ from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
+from nbbp.precision import LossScaling, checked_precision, checked_scale, checked_scaling
 from nbbp.scalars.activations import ACTIVATIONS
 
 __all__ = [
@@ -88,6 +91,10 @@ class Description:
     dtype : {"float32", "float64"}
     seed, step, epoch : int
         Key of the random numbers, training batches and epochs so far.
+    precision : str
+    loss_scaling : LossScaling or None
+    loss_scale : (float, int) or None
+        The scale and the updates without overflow since it changed, where there is scaling.
     """
 
     network: Sequential
@@ -98,6 +105,9 @@ class Description:
     seed: int
     step: int
     epoch: int
+    precision: str
+    loss_scaling: LossScaling | None
+    loss_scale: tuple[float, int] | None
 
 
 _KEYS = tuple(field.name for field in fields(Description))
@@ -123,7 +133,8 @@ def to_text(description: Description) -> str:
         "loss": _loss_to_data(description.loss),
         "optimizer": _to_data(description.optimizer, optimizers.BY_NAME, "the optimizer"),
         "metrics": [_to_data(metric, metrics.BY_NAME, "a metric") for metric in description.metrics],
-        **{key: getattr(description, key) for key in ("dtype", "seed", "step", "epoch")},
+        "loss_scaling": None if description.loss_scaling is None else asdict(description.loss_scaling),
+        **{key: getattr(description, key) for key in ("dtype", "seed", "step", "epoch", "precision", "loss_scale")},
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     from_text(text)  # what could not be read back is not written
@@ -341,6 +352,20 @@ def _tables_from_data(data: Any, what: str) -> tuple[Any, Any]:
     return {column: count for column, count, _ in data}, {column: width for column, _, width in data}
 
 
+def _precision(data: Any) -> dict[str, Any]:
+    """Precision, loss scaling and loss scale."""
+    precision, scaling = checked_precision(data["precision"], np.dtype(data["dtype"])), data["loss_scaling"]
+    if scaling is not None or precision == "fp16":
+        _check_keys(scaling, [field.name for field in fields(LossScaling)], "the loss scaling")
+        scaling = LossScaling(**scaling)
+    scaling = checked_scaling(scaling, precision)
+    return {
+        "precision": precision,
+        "loss_scaling": scaling,
+        "loss_scale": checked_scale(data["loss_scale"], scaling),
+    }
+
+
 def _description(data: Any) -> Description:
     _check_keys(data, _KEYS, "the description")
     network = data["network"]
@@ -360,6 +385,7 @@ def _description(data: Any) -> Description:
         optimizer=_from_data(data["optimizer"], optimizers.BY_NAME, "optimizer"),
         metrics=tuple(_from_data(metric, metrics.BY_NAME, "metric") for metric in data["metrics"]),
         **{key: data[key] for key in ("dtype", "seed", "step", "epoch")},
+        **_precision(data),
     )
     check_parts(described.network, described.loss, described.metrics)
     groups = described.optimizer.groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbbp.history import History
+from nbbp.layers import Activation
 from nbbp.session import Session
 from nbbp.sources import Chunk
 
@@ -30,8 +31,22 @@ def first_layer_gone(session: Session, chunk: Chunk | None, row: int) -> str:
         if not np.isfinite(values).all():
             bad = "NaN" if np.isnan(values).any() else "infinity"
             return f"the first numbers to go were in layer {parameter.layer}: {parameter.name} holds {bad}"
-    outputs = session.layer_outputs(chunk.X[chunk.order[row]][None])
+    outputs = _layer_outputs(session, chunk.X[chunk.order[row]][None])
     for path, values in outputs.items():
         if not np.isfinite(values).all():
             return f"the first numbers to go were the outputs of layer {path}"
     return "the layers' outputs are finite, the loss of them is not"
+
+
+def _layer_outputs(session: Session, x: np.ndarray) -> dict[str, np.ndarray]:
+    """What every outermost layer that is no activation gives in prediction for one sample x (1, n_in), by path."""
+    bound = session.bind(session.prediction(1, keeps_outputs=True))
+    out = np.empty((1, session.network.n_out), session.dtype)
+    for name, array in (("X", x), ("order", None), ("output", out)):
+        bound.attach(name, array)
+    bound.run(1)
+    return {
+        node.path: bound.buffer(bound.program.outputs[node.path].buffer)[: node.n_out].copy()
+        for node in session.network.nodes
+        if not isinstance(node.layer, Activation)
+    }

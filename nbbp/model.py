@@ -47,6 +47,12 @@ class Model(ModelBase):
     seed : int
         Key of every random number: initial parameters and shuffles. The same seed gives the same bits, on any
         number of threads.
+    precision : {"float32", "bf16", "fp16"}
+        "float32" for the dtype itself. Otherwise mixed precision: parameters, their gradients and the optimizer stay
+        float32; weights, data, what layers give and gradients on their way back are rounded to 16 bits, and products
+        add up in float32. Deep networks then train in about half the memory; data and outputs of fp16 end at 65504.
+    loss_scaling : LossScaling or float, optional
+        Of fp16: how the loss's gradient is scaled (by default as `nbbp.LossScaling`), or a fixed scale.
 
     Raises
     ------
@@ -285,6 +291,8 @@ class Model(ModelBase):
             If the sizes are not known yet, or the layers are too wide for the stack.
         """
         self._built  # noqa: B018 - raises where there are no parameters
+        if self.precision != "float32":
+            raise ValueError(f"as_njit computes in the dtype itself; this model has precision={self.precision!r}")
         return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype)
 
     def save(self, path: str | os.PathLike) -> None:

@@ -16,13 +16,14 @@ from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential, checked_dtype
 from nbbp.optimizers import Optimizer
+from nbbp.precision import LossScaling, checked_precision, checked_scaling
 from nbbp.quick import OnlineStep
 from nbbp.session import Session
 
 __all__ = ["ModelBase"]
 
 #: What a model is made of: fixed, because its memory and its programs are made for it.
-_FIXED = ("network", "loss", "optimizer", "metrics", "device", "dtype", "seed")
+_FIXED = ("network", "loss", "optimizer", "metrics", "device", "dtype", "seed", "precision", "loss_scaling")
 
 
 class ModelBase:
@@ -38,6 +39,8 @@ class ModelBase:
         device: str = "cpu",
         dtype: Any = "float32",
         seed: int = 0,
+        precision: str = "float32",
+        loss_scaling: LossScaling | float | None = None,
     ) -> None:
         if not isinstance(network, Sequential):
             raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
@@ -54,6 +57,8 @@ class ModelBase:
         check_parts(network, self.loss, self.metrics)
         self.device, self.seed = device, int(seed)
         self.dtype = checked_dtype(dtype)
+        self.precision = checked_precision(precision, self.dtype)
+        self.loss_scaling = checked_scaling(loss_scaling, self.precision)
         self.history = History()
         self._session: Session | None = None
         self._online: OnlineStep | Literal[False] | None = None  # False: there is none for this model
@@ -63,9 +68,10 @@ class ModelBase:
             self._build(network.n_in)
 
     def __repr__(self) -> str:
+        precision = "" if self.precision == "float32" else f", precision={self.precision!r}"
         return (
             f"Model({self.network!r}, loss={self.loss!r}, optimizer={self.optimizer!r}, "
-            f"dtype={self.dtype.name!r}, seed={self.seed})"
+            f"dtype={self.dtype.name!r}, seed={self.seed}{precision})"
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -89,7 +95,7 @@ class ModelBase:
         check_parts(network, self.loss, self.metrics)  # again, now that all sizes are known
         self.network = network
         parts = self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
-        self._session = Session(*parts, parameters)
+        self._session = Session(*parts, self.precision, self.loss_scaling, parameters)
         self._name_parameters()
 
     def _name_parameters(self) -> None:
@@ -132,6 +138,12 @@ class ModelBase:
     def parameter_vector(self) -> np.ndarray:
         """All parameters one behind the other, (n_parameters,): the model's own memory, 64-byte aligned."""
         return self._built.parameters
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor of the loss's gradient in the next training batch; 1 but for precision="fp16"."""
+        scale = self._built.loss_scale
+        return float(scale[0]) if len(scale) else 1.0
 
     def summary(self) -> str:
         """A table of layers, shapes and parameters."""

@@ -50,7 +50,12 @@ ACCUMULATION = 41
 SQUARES, N_SQUARES = 42, 43
 #: How many columns of X an embedding looks up in one table.
 N_LOOKUPS = 44
+#: Address of the scale of the loss's gradient and what its growth goes by (0: none; see cpu/mixed.py).
+LOSS_SCALE = 45
 N_COLUMNS = 48
+
+#: Variants of kernels that round to 16 bits, or back: bfloat16 and IEEE binary16 (see cpu/half.py).
+BF16, FP16 = 1, 2
 
 #: Per step: coupled L2, L1, decoupled multiplier, then eight coefficients of the update rule.
 N_COEFFICIENTS = 11

@@ -24,6 +24,7 @@ from nbbp.description import Description, from_text, to_text
 from nbbp.lowering.parameters import slot_lengths
 from nbbp.model import Model
 from nbbp.network import Sequential
+from nbbp.precision import scale_so_far
 
 __all__ = ["FORMAT", "load_model", "save"]
 
@@ -47,7 +48,7 @@ def save(model: Model, path: str | os.PathLike) -> None:
     with session.lock:
         description = Description(
             model.network, model.loss, model.optimizer, model.metrics, model.dtype.name, model.seed,
-            session.step, session.epoch,
+            session.step, session.epoch, model.precision, model.loss_scaling, scale_so_far(session.loss_scale),
         )  # fmt: skip
         text = to_text(description)
         _check_finite(model.network, session.parameters)
@@ -186,10 +187,13 @@ def _model(description: Description, parameters: np.ndarray, slots: Sequence[np.
     # without sizes, so that nothing is drawn at random
     network = Sequential(described.layers, checkpoint_every=described.checkpoint_every)
     parts = network, description.loss, description.optimizer, description.metrics
-    model = Model(*parts, dtype=description.dtype, seed=description.seed)
+    settings = {"precision": description.precision, "loss_scaling": description.loss_scaling}
+    model = Model(*parts, dtype=description.dtype, seed=description.seed, **settings)
     model._build(description.network.n_in, parameters)
     session = model._session
     session.step, session.epoch = description.step, description.epoch
+    if description.loss_scale is not None:
+        session.loss_scale[:2] = description.loss_scale
     session.state[:] = state
     for slot, values in zip(session.slots, slots, strict=True):
         slot[:] = values

@@ -10,6 +10,7 @@ from nbbp.losses import Loss
 from nbbp.lowering import checkpointing, gradients, parameters
 from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, takes_logits
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
+from nbbp.lowering.mixed import lowering_in
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.nodes import walk
@@ -21,13 +22,14 @@ _WHOLE_BATCH = ("batch_norm_forward", "batch_norm_backward", "embedding_backward
 
 
 def prediction_program(
-    network: Sequential, batch: int, also: Activation | None = None, keeps_outputs: bool = False
-) -> Program:
+    network: Sequential, batch: int, also: Activation | None = None, keeps_outputs: bool = False,
+    precision: str = "float32",
+) -> Program:  # fmt: skip
     """What the last layer gives for rows of "X", into "output"; followed by the activation `also`.
 
     With `keeps_outputs`, what every layer gives can be read where the program's `outputs` say.
     """
-    lowering = Lowering(network, batch, keeps_outputs=keeps_outputs)
+    lowering = lowering_in(precision, network, batch, keeps_outputs=keeps_outputs)
     out, _ = checkpointing.forward(lowering, lowering.gather(), ends=True)
     if also is not None:
         out = final_activation(lowering, also, out)
@@ -44,10 +46,11 @@ def prediction_program(
 
 
 def evaluation_program(
-    network: Sequential, loss: Loss, metrics: Sequence[Metric], batch: int, target_is_labels: bool
-) -> Program:
+    network: Sequential, loss: Loss, metrics: Sequence[Metric], batch: int, target_is_labels: bool,
+    precision: str = "float32",
+) -> Program:  # fmt: skip
     """Loss and metrics of every row."""
-    lowering = Lowering(network, batch)
+    lowering = lowering_in(precision, network, batch)
     out, _ = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
     loss_op(lowering, loss, out, target_is_labels, with_gradient=False)
     metric_ops(lowering, metrics, loss, out, target_is_labels)
@@ -58,7 +61,7 @@ def _forward_only(lowering: Lowering) -> Program:
     """Blocks of rows through all ops."""
     program = lowering.program
     program.is_shared = tiling.is_shared(2.0 * program.batch * lowering.network.n_parameters)
-    return _with_tiles(program, [tiling.row_tiles(0, len(program.ops), program.batch, tiling.FORWARD_ROWS)])
+    return _with_tiles(program, _phases(program, 0, tiling.FORWARD_ROWS, cuts_products=False))
 
 
 def training_program(
@@ -69,6 +72,7 @@ def training_program(
     batch: int,
     target_is_labels: bool,
     keeps_good: bool = False,
+    precision: str = "float32",
 ) -> Program:
     """Forward, loss, metrics, backward and update; without an optimizer the gradient stays in "gradient".
 
@@ -82,27 +86,31 @@ def training_program(
         partials = Partials(tiling.partial_rows(shapes, batch))
     elif plan == tiling.WIDE:
         partials = Partials(tiling.FORWARD_ROWS, are_apart=True)
-    lowering = Lowering(network, batch, partials, keeps_state=optimizer is None, is_mean=loss.reduction == "mean")
+    lowering = lowering_in(
+        precision, network, batch, partials, keeps_state=optimizer is None, is_mean=loss.reduction == "mean"
+    )
     program = lowering.program
     program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
     phases: list[list[tuple]] = []
     if plan == tiling.WIDE:
-        lowering.flush = lambda: _flush_wide(lowering, phases, optimizer, keeps_good)
+        lowering.flush = lowering.flush_layer = lambda: _flush_wide(lowering, phases, optimizer, keeps_good)
     else:
         lowering.flush = lambda: _flush(lowering, phases, optimizer, keeps_good)
+        lowering.flush_layer = lambda: _weight_gradients(lowering)
 
     out, parts = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
-    if not _keeps_gradient(optimizer) and not partials.are_apart and _can_divide(network, plan):
+    if not _keeps_gradient(lowering, optimizer) and not partials.are_apart and _can_divide(network, plan):
         lowering.divide(part.nodes for part in parts)
     d_out = loss_op(lowering, loss, out, target_is_labels, with_gradient=True)
+    lowering.begin_backward(d_out)
     metric_ops(lowering, metrics, loss, out, target_is_labels)
     checkpointing.backward(lowering, parts, d_out)
 
     if not lowering.by_parts:
         if plan == tiling.PARTIAL:
             phases += _partial_phases(lowering, optimizer, keeps_good, 0)
-        elif plan == tiling.ALONE or _prepares(optimizer):
-            if plan == tiling.ALONE and _prepares(optimizer):
+        elif plan == tiling.ALONE or _prepares(lowering, optimizer):
+            if plan == tiling.ALONE and _prepares(lowering, optimizer):
                 _prepare_everything(lowering, optimizer, 0, network.n_parameters)
             phases += _update_phases(lowering, optimizer, keeps_good, len(program.ops))
     if plan == tiling.ALONE:
@@ -137,26 +145,31 @@ def _can_divide(network: Sequential, plan: str) -> bool:
 
 
 def _flush(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimizer | None, keeps_good: bool) -> None:
-    """Weight gradients, each whole or one for every block of rows; the updates too, if the gradient is of a part."""
-    for job in lowering.pending:
-        where = lowering.gradient_at(lowering.offset_of(job.node))
-        rows, stride = lowering.partials.rows, lowering.gradient_stride
-        parameters.weight_gradient(lowering, job, where, slot_rows=rows, slot_stride=stride)
-    lowering.pending.clear()
+    """Weight gradients, and the updates if the gradient is of a part."""
+    _weight_gradients(lowering)
     if lowering.by_parts and lowering.part:
         done = max((tile[1] for phase in phases for tile in phase), default=0)
         phases += _partial_phases(lowering, optimizer, keeps_good, done)
         lowering.part = []
 
 
-def _prepares(optimizer: Optimizer | None) -> bool:
+def _weight_gradients(lowering: Lowering) -> None:
+    """Weight gradients, each whole or one for every block of rows."""
+    for job in lowering.pending:
+        where = lowering.gradient_at(lowering.offset_of(job.node))
+        rows, stride = lowering.partials.rows, lowering.gradient_stride
+        parameters.weight_gradient(lowering, job, where, slot_rows=rows, slot_stride=stride)
+    lowering.pending.clear()
+
+
+def _prepares(lowering: Lowering, optimizer: Optimizer | None) -> bool:
     """Whether something happens to the gradient before the update, which then waits until it is whole."""
-    return optimizer is not None and optimizer.prepares_gradient
+    return optimizer is not None and (optimizer.prepares_gradient or lowering.is_scaled)
 
 
-def _keeps_gradient(optimizer: Optimizer | None) -> bool:
+def _keeps_gradient(lowering: Lowering, optimizer: Optimizer | None) -> bool:
     """Whether the gradient must lie whole in "gradient"."""
-    return optimizer is None or optimizer.rule == "adafactor" or optimizer.prepares_gradient
+    return optimizer is None or optimizer.rule == "adafactor" or _prepares(lowering, optimizer)
 
 
 def _prepare_everything(lowering: Lowering, optimizer: Optimizer, first: int, size: int) -> list[tuple]:
@@ -171,7 +184,7 @@ def _partial_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good:
     first = len(program.ops)
     if rows < program.batch:
         program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=lowering.gradient_stride)
-    if _prepares(optimizer):
+    if _prepares(lowering, optimizer):
         phases.append(_prepare_everything(lowering, optimizer, first, tiling.PARAMETERS))
         first = len(program.ops)
     return phases + _update_phases(lowering, optimizer, keeps_good, first)
@@ -183,7 +196,7 @@ def _update_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: 
     start, n = own[0].offset, own[-1].stop - own[0].offset
     if keeps_good:
         parameters.snapshot(lowering, start, n, (0, 1), 1)
-    if _prepares(optimizer):
+    if _prepares(lowering, optimizer):
         gradients.finish(lowering, optimizer)
     after = len(program.ops)
     if optimizer is not None and optimizer.rule == "adafactor":
@@ -224,17 +237,17 @@ def _weight_tiles(
     Gives the tiles, each with where in its layer it lies.
     """
     program, layer = lowering.program, job.node.layer
-    is_whole = _keeps_gradient(optimizer)
+    is_whole = _keeps_gradient(lowering, optimizer)
     own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
     n_rows = job.x.width + layer.use_bias
-    whole = optimizer is not None and is_whole and not _prepares(optimizer)
+    whole = optimizer is not None and is_whole and not _prepares(lowering, optimizer)
     tiles = []
     for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out):
         width = panel[1] - panel[0]
         size = n_rows if whole else max(1, tiling.PARAMETERS // width)
         first = len(program.ops)
         parameters.weight_gradient(lowering, job, Place("gradient", base) if is_whole else 0, panel)
-        if _prepares(optimizer):
+        if _prepares(lowering, optimizer):
             cut = gradients.prepared_tiles(lowering, optimizer, first, base, n_rows, panel, layer.n_out, size)
             tiles += [(panel[0] / layer.n_out, tile) for tile in cut]
             continue
@@ -257,10 +270,10 @@ def _own_tiles(
     program = lowering.program
     own, base = lowering.parameters_of(job.node), lowering.offset_of(job.node)
     size = own[-1].stop - base
-    is_whole = _keeps_gradient(optimizer)
+    is_whole = _keeps_gradient(lowering, optimizer)
     first = len(program.ops)
     parameters.sum_of_partials(lowering, job, Place("gradient", base) if is_whole else None)
-    if _prepares(optimizer):
+    if _prepares(lowering, optimizer):
         cut = gradients.prepared_tiles(lowering, optimizer, first, base, size, (0, 1), 1, tiling.PARAMETERS)
         return [(0.0, tile) for tile in cut]
     if keeps_good:
@@ -279,7 +292,7 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     """Phases of the ops from `start` on: blocks of `rows` rows through as many ops as can be.
 
     Ops that take a whole batch have a phase of their own, cut by columns; so has, with `cuts_products`, every product.
-    Elementwise activations go with what is before them, where they can.
+    Elementwise activations and rounding go with what is before them, where they can.
     """
     stretches: list[list] = []
     for row in range(start, len(program.ops)):
@@ -287,7 +300,10 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         kind = "columns" if kernel in _WHOLE_BATCH else "rows"
         if kernel == "product" and cuts_products:
             kind = "product"
-        if stretches and kind == "rows" and (stretches[-1][0] == "rows" or _goes_with(program, stretches[-1][1], row)):
+        if kernel == "round_parameters":
+            kind = "whole"
+        joins = stretches and (stretches[-1][0] == "rows" or _goes_with(program, *stretches[-1][:2], row))
+        if joins and kind == "rows":
             stretches[-1][2] = row + 1
         else:
             stretches.append([kind, row, row + 1])
@@ -297,6 +313,8 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
         if kind == "product":
             n_in = program.ops[first].columns[ops.N_IN]
             phases.append(tiling.product_tiles(first, last, program.batch, n_in, n_out))
+        elif kind == "whole":
+            phases.append([(first, last, 0, program.batch, 0, tiling.ALL)])
         elif kind == "columns":
             phases.append(tiling.column_tiles(first, last, program.batch, n_out, tiling.PANEL))
         else:
@@ -304,14 +322,17 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     return phases
 
 
-def _goes_with(program: Program, first: int, row: int) -> bool:
-    """Whether an op can run on the tiles of the op `first`, right behind it: an activation of as many columns.
+def _goes_with(program: Program, kind: str, first: int, row: int) -> bool:
+    """Whether an op can run on the tiles of the op `first`, right behind it: an activation, or rounding, as wide.
 
-    It must not write what `first` reads, which another tile may be reading still: memory that was released.
+    It must not write what `first` reads, which another tile may be reading still: memory that was released. Rounding
+    takes whole registers, at which only the columns of a product are cut.
     """
-    if not program.ops[row].kernel.startswith("activation") or _width(program, first) != _width(program, row):
+    op, columns = program.ops[row], program.ops[first].columns
+    rounds = op.kernel == "narrow" and kind == "product"
+    if not (rounds or op.kernel.startswith("activation")) or _width(program, first) != _width(program, row):
         return False
-    columns, written = program.ops[first].columns, program.ops[row].columns[ops.Y].buffer
+    written = op.columns[ops.X if rounds else ops.Y].buffer
     read = [columns.get(column) for column in (ops.X, ops.W)]
     return all(not isinstance(place, Place) or place.buffer != written for place in read)
 

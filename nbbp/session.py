@@ -21,10 +21,11 @@ from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.lowering.base import padded
 from nbbp.lowering.gradients import coefficients_of_batches
-from nbbp.lowering.parameters import coefficients_buffer, slot_lengths
+from nbbp.lowering.parameters import LOSS_SCALE, coefficients_buffer, slot_lengths
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
+from nbbp.precision import LossScaling, scale_memory
 from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
 from nbbp.scheduling import Clock
@@ -36,6 +37,8 @@ FORWARD_BATCH = 256
 _STEPS_AHEAD = 1024
 #: Bound programs kept for batches of other sizes.
 _KEPT = 8
+#: What a session is made of; everything else can be made anew, or is numbers.
+_MADE_OF = ("network", "loss", "optimizer", "metrics", "dtype", "seed", "precision", "loss_scaling")
 
 
 def _one_at_a_time(method: Callable) -> Callable:
@@ -56,7 +59,7 @@ class Session:
     ----------
     network : Sequential
         With sizes.
-    loss, optimizer, metrics, dtype, seed
+    loss, optimizer, metrics, dtype, seed, precision, loss_scaling
         As `nbbp.Model`, normalised.
     parameters : ndarray (n_parameters,), optional
         To begin with; without them the network's initial ones.
@@ -79,6 +82,8 @@ class Session:
         Training batches so far, which are also the updates unless the optimizer adds up the gradients of several.
     steps_ahead : int
         Quick steps for which coefficients are at hand; 0 after any other update.
+    loss_scale : ndarray (5,)
+        Of fp16: the scale of the loss's gradient and what its growth goes by (nbbp/precision.py); otherwise empty.
     clock : Clock
         Where the optimizer's schedule stands.
     lock : threading.RLock
@@ -93,10 +98,14 @@ class Session:
         metrics: Sequence[Metric],
         dtype: np.dtype,
         seed: int,
+        precision: str = "float32",
+        loss_scaling: LossScaling | None = None,
         parameters: np.ndarray | None = None,
     ) -> None:
         self.network, self.loss, self.optimizer, self.metrics = network, loss, optimizer, tuple(metrics)
         self.dtype, self.seed, self.step, self.epoch = dtype, seed, 0, 0
+        self.precision, self.loss_scaling = precision, loss_scaling
+        self.loss_scale = scale_memory(loss_scaling)
         self.clock = Clock(optimizer)
         self.n_out, self.form = network.n_out, network.form
         self.parameters = aligned(network.n_parameters, dtype)
@@ -122,25 +131,13 @@ class Session:
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what holds addresses: bound programs are made anew where they are needed."""
-        names = (
-            "network",
-            "loss",
-            "optimizer",
-            "metrics",
-            "dtype",
-            "seed",
-            "step",
-            "epoch",
-            "parameters",
-            "state",
-            "clock",
-        )
-        return {name: getattr(self, name) for name in (*names, "slots")}
+        numbers = ("step", "epoch", "clock", "parameters", "state", "slots", "loss_scale")
+        return {name: getattr(self, name) for name in (*_MADE_OF, *numbers)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        made_of = ("network", "loss", "optimizer", "metrics", "dtype", "seed")
-        self.__init__(*(state[name] for name in made_of))
-        self.parameters[:], self.state[:] = state["parameters"], state["state"]
+        self.__init__(*(state[name] for name in _MADE_OF))
+        for name in ("parameters", "state", "loss_scale"):
+            getattr(self, name)[:] = state[name]
         self.step, self.epoch, self.clock = state["step"], state["epoch"], state["clock"]
         for slot, values in zip(self.slots, state["slots"], strict=True):
             slot[:] = values
@@ -155,11 +152,12 @@ class Session:
                 return self._bound[key]
             while len(self._bound) >= _KEPT:
                 self._bound.popitem(last=False)
-            self._bound[key] = self._bind(make())
+            self._bound[key] = self.bind(make())
             return self._bound[key]
 
-    def _bind(self, program: Program) -> BoundProgram:
-        buffers = {"parameters": self.parameters, "state": self.state}
+    def bind(self, program: Program) -> BoundProgram:
+        """A program with the model's own buffers."""
+        buffers = {"parameters": self.parameters, "state": self.state, LOSS_SCALE: self.loss_scale}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
             buffers["good parameters"] = self.good_parameters
@@ -171,7 +169,7 @@ class Session:
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
             return programs.training_program(
-                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good
+                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision
             )
 
         return self._program(("train", batch, labels, keeps_good), make)
@@ -304,13 +302,15 @@ class Session:
         n, labels = len(chunk.order), chunk.has_labels
         bound = self._program(
             ("gradient", n, labels),
-            lambda: programs.training_program(self.network, self.loss, None, (), n, labels),
+            lambda: programs.training_program(self.network, self.loss, None, (), n, labels, precision=self.precision),
         )
         with bound.lock:
             losses, _ = self._attach(bound, chunk, n)
             bound.count_from(self.step)
             bound.run(n)
             gradient = bound.buffer("gradient")[: len(self.parameters)].copy()
+            if len(self.loss_scale):
+                gradient *= np.float32(1) / self.loss_scale[0]
         return self.total(entry.total(losses), n), gradient
 
     # forward ----------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ class Session:
             bound = self._program(
                 ("evaluate", labels),
                 lambda labels=labels: programs.evaluation_program(
-                    self.network, self.loss, self.metrics, FORWARD_BATCH, labels
+                    self.network, self.loss, self.metrics, FORWARD_BATCH, labels, self.precision
                 ),
             )
             with bound.lock:
@@ -340,12 +340,13 @@ class Session:
             report[metric.name] = metric.finalise(float(metric_sum) / n_samples)
         return report
 
-    def _prediction(self, also: Activation | None) -> BoundProgram:
-        return self._program(("predict", also), lambda: programs.prediction_program(self.network, FORWARD_BATCH, also))
+    def prediction(self, batch: int, also: Activation | None = None, keeps_outputs: bool = False) -> Program:
+        """`programs.prediction_program` of this model."""
+        return programs.prediction_program(self.network, batch, also, keeps_outputs, self.precision)
 
     def predict(self, source: Source, also: Activation | None) -> np.ndarray:
         """What the last layer, or `also` behind it, gives for every sample (n, n_out), in the shape of the outputs."""
-        bound = self._prediction(also)
+        bound = self._program(("predict", also), lambda: self.prediction(FORWARD_BATCH, also))
         parts = []
         for chunk in source.chunks(None, None):
             parts.append(np.empty((len(chunk.order), self.network.n_out), self.dtype))
@@ -354,19 +355,6 @@ class Session:
                     bound.attach(name, array)
                 bound.run(len(chunk.order))
         return self.form.outputs(parts[0] if len(parts) == 1 else np.concatenate(parts))
-
-    def layer_outputs(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """What every outermost layer that is no activation gives in prediction for one sample x (1, n_in), by path."""
-        bound = self._bind(programs.prediction_program(self.network, 1, keeps_outputs=True))
-        out = np.empty((1, self.network.n_out), self.dtype)
-        for name, array in (("X", x), ("order", None), ("output", out)):
-            bound.attach(name, array)
-        bound.run(1)
-        return {
-            node.path: bound.buffer(bound.program.outputs[node.path].buffer)[: node.n_out].copy()
-            for node in self.network.nodes
-            if not isinstance(node.layer, Activation)
-        }
 
     def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:
         """`predict` for a few rows that need no conversion; None where a number in them is not finite, or a category.
@@ -379,7 +367,7 @@ class Session:
         try:
             _, arguments = mine.prediction
         except AttributeError:
-            bound = self._bind(programs.prediction_program(self.network, FORWARD_BATCH, None))
+            bound = self.bind(self.prediction(FORWARD_BATCH))
             bound.attach("order", None)
             (gather,), (copy_out,) = bound.program.find("gather"), bound.program.find("copy_out")
             scratch = bound.scratch.ctypes.data

@@ -75,15 +75,16 @@ NETWORKS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_threads", [1, 3])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["float32", "float64", "bf16", "fp16"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_nothing_is_written_outside_its_buffer(name, dtype, n_threads, overruns, monkeypatch):
+def test_nothing_is_written_outside_its_buffer(name, kind, n_threads, overruns, monkeypatch):
     monkeypatch.setattr(engine, "_n_threads", n_threads)
     monkeypatch.setattr("nbbp.tiling._SHARED_WORK", 0)
     widths, n_in, batch = NETWORKS[name]
+    dtype, precision = ("float32", kind) if kind in ("bf16", "fp16") else (kind, "float32")
     X, y = samples(2 * batch + 1, n_in, widths[-1], dtype)
     for optimizer, activation in (("adam", "relu"), ("adafactor", "gelu"), ("sgd", "softmax")):
-        model = model_of(widths, n_in, optimizer, dtype, activation)
+        model = model_of(widths, n_in, optimizer, dtype, activation, precision=precision)
         model.fit(X, y, batch_size=batch, epochs=2, validation_split=0.3, verbose=0)
         model.predict(X)
         model.predict(X[:3])
@@ -247,22 +248,24 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 
-def model_of(widths, n_in):
+def model_of(widths, n_in, precision="float32"):
     layers = [nbbp.Dense(width, activation="relu") for width in widths[:-1]]
     network = nbbp.Sequential([*layers, nbbp.Dense(widths[-1])], n_in=n_in)
-    return nbbp.Model(network, "crossentropy", "adam", metrics=("accuracy",))
+    return nbbp.Model(network, "crossentropy", "adam", metrics=("accuracy",), precision=precision)
 
 
 random = np.random.default_rng(0)
 """
 
 
-def test_no_step_of_fit_allocates():
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_no_step_of_fit_allocates(precision):
     """Numba counts what jitted code allocates: as much for a hundred steps as for sixteen thousand."""
     counts = in_a_process_of_its_own(
+        f"PRECISION = {precision!r}"
         """
 X, y = random.standard_normal((16_000, 4)).astype("f4"), random.integers(0, 2, 16_000)
-model = model_of((16, 16, 2), 4)
+model = model_of((16, 16, 2), 4, PRECISION)
 counts = []
 for n in (100, 100, 16_000, 100):
     before = rtsys.get_allocation_stats()

@@ -296,6 +296,11 @@ SYSTEM = [["input", [], 0], ["system", [0], 0]]
         ("step", True, "step must be an integer"),
         ("step", 1 << 62, "step must be an integer from 0 to 281474976710655; got"),
         ("epoch", 1.5, "epoch must be an integer"),
+        ("precision", "tf32", "precision 'tf32' is one of CUDA's"),
+        ("precision", ["bf16"], "precision must be one of"),
+        ("precision", "fp16", "the loss scaling must be an object with 'initial'"),
+        ("loss_scaling", {}, "the loss scaling must be an object with 'initial'"),
+        ("loss_scale", [1.0, 0], "loss_scale must be null without loss scaling"),
     ],
 )  # fmt: skip
 def test_descriptions_with_something_wrong(path, content, place, value, message):

@@ -64,6 +64,11 @@ ALLOWED = {
         ({"fpext", "fcmp", "sitofp"}, "a category is compared with how many there are"),
     ),
     "snapshot": (FINITE, "asks whether losses, which are float64, are finite"),
+    "update_loss_scale": (FINITE, "asks whether sums of squares, which are float64, are finite"),
+    **dict.fromkeys(
+        ("dropout_forward", "stochastic_depth_forward", "stochastic_depth_backward"),
+        ({"fpext", "fmul", "fadd", "fcmp", "fptosi"}, "a rate becomes a limit of random integers, once for a tile"),
+    ),
 }
 #: Instructions that move numbers and compute nothing.
 MOVES = (

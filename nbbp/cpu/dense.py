@@ -8,11 +8,11 @@ from numba import int64
 
 from nbbp import ops
 from nbbp.cpu import simd
-from nbbp.cpu.gemm import TRANSPOSED, panel_width, product
+from nbbp.cpu.gemm import TRANSPOSED, panel_width, product, rounded_product
 from nbbp.cpu.kernels import kernel
 
 
-@kernel("product")
+@kernel("product", of_float32=(ops.BF16, ops.FP16))
 def product_op(zero, variant):
     """Y = max(floor, BIAS + X·W), for all three products of a dense layer; which one, the row's strides and flags say.
 
@@ -20,7 +20,7 @@ def product_op(zero, variant):
     rows and by columns. Over rows (weight gradient, CONTRACTS_ROWS): Y (N_IN, N_OUT) = Xᵀ·W with X (batch, N_IN) and
     W (batch, N_OUT); cut by rows (each block of SLOT_ROWS writes a partial gradient of its own) and by rows of Y.
     Writes Y, or scratch where that is 0 or W must be packed. A column of ones behind X's columns makes the bias the
-    last row of the weight.
+    last row of the weight. The variants of 16 bits round W and BIAS; they write scratch in any layout.
     """
     lanes, panel = simd.LANES[zero.dtype], panel_width(zero.dtype)
 
@@ -49,9 +49,15 @@ def product_op(zero, variant):
         has_bias = op[ops.BIAS] != 0
         # without a bias a pointer that can be read all the same: masked loads of nothing from nowhere are slow
         bias = simd.advance(simd.pointer(op[ops.BIAS], zero), column_start) if has_bias else w
-        product(
-            y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout,
-            simd.pointer(scratch, zero), lanes, panel,
-        )  # fmt: skip
+        if variant == 0:
+            product(
+                y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout,
+                simd.pointer(scratch, zero), lanes, panel,
+            )  # fmt: skip
+        else:
+            rounded_product(
+                y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout,
+                simd.pointer(scratch, zero), lanes, panel, variant,
+            )  # fmt: skip
 
     return product_op

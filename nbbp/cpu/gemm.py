@@ -7,7 +7,7 @@ is packed side by side where B is transposed or its rows lie so far apart that t
 import numpy as np
 
 from nbbp.compiling import jit
-from nbbp.cpu import simd, tile
+from nbbp.cpu import half, simd, tile
 
 #: B may be read in place, copied side by side panel by panel, or transposed while it is copied.
 IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
@@ -67,4 +67,35 @@ def product(
         panel_bias = simd.advance(bias, j)
         tile.multiply_panel(
             panel_c, c_stride, a, a_row, a_column, panel_b, panel_stride, m, width, k, panel_bias, has_bias, floor
+        )
+
+
+@jit()
+def rounded_product(
+    c, c_stride, a, a_row, a_column, b, b_stride, bias, has_bias, m, n, k, floor, layout, scratch, lanes, panel, code
+):
+    """`product` with B and bias rounded to the 16-bit format `code` (cpu/half.py) while they are packed, in any layout.
+
+    `scratch` holds `scratch_size` numbers and a panel more for the bias, as float32.
+    """
+    if m <= 0:
+        return
+    for j in range(0, n, panel):
+        width = min(n - j, panel)
+        stride = (width + lanes - 1) // lanes * lanes
+        if layout == TRANSPOSED:
+            _pack_transposed(scratch, stride, simd.advance(b, j * b_stride), b_stride, k, width, lanes)
+            half.round_row(scratch, scratch, k * stride, code)
+        else:
+            for i in range(k):
+                row = simd.advance(scratch, i * stride)
+                simd.copy(row, simd.advance(b, i * b_stride + j), width)
+                half.round_row(row, row, stride, code)
+        rounded_bias = simd.advance(scratch, k * stride)
+        if has_bias:
+            simd.copy(rounded_bias, simd.advance(bias, j), width)
+            half.round_row(rounded_bias, rounded_bias, stride, code)
+        panel_c = simd.advance(c, j)
+        tile.multiply_panel(
+            panel_c, c_stride, a, a_row, a_column, scratch, stride, m, width, k, rounded_bias, has_bias, floor
         )

@@ -7,10 +7,15 @@ them a batch is. SLOT_0 holds the sum of the gradients of the batches before it,
 
 A batch whose loss is not finite adds nothing, and no rows; the last of the k updates nothing then. The next k begin
 anew whatever became of these.
+
+In fp16 what comes is the gradient times LOSS_SCALE (cpu/mixed.py), and what goes on is not; sums over batches are taken
+before that, because the scale is the same for all of them. A part with a number that overflowed has SQUARES infinite,
+clipped or not.
 """
 
 import math
 
+import numpy as np
 from numba import float64
 
 from nbbp import ops
@@ -18,7 +23,7 @@ from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
 from nbbp.cpu.noise import add_normal
-from nbbp.cpu.update import is_update, losses_are_finite
+from nbbp.cpu.update import is_update, losses_are_finite, place_among
 from nbbp.scalars.philox import STREAM_GRADIENT_NOISE
 
 #: Added to the norm that clips, as PyTorch does.
@@ -46,6 +51,16 @@ def _mean_of_sum(g, kept, share, factor, n):
 
 
 @jit(fastmath=FASTMATH)
+def _unscale(g, factor, n):
+    """g[i] *= factor; whether all of them are finite."""
+    bad = np.int64(0)
+    for i in range(n):
+        g[i] *= factor
+        bad |= np.int64(not (abs(g[i]) < np.inf))
+    return bad == 0
+
+
+@jit(fastmath=FASTMATH)
 def _clip_values(g, largest, n):
     """g[i] into [-largest, largest]; comparisons keep NaN."""
     for i in range(n):
@@ -70,19 +85,14 @@ def _scale(g, factor, n):
         g[i] *= factor
 
 
-@jit()
-def _place_among(op, step):
-    """How many batches of the same update came before this one."""
-    return (op[ops.FIRST_STEP] + step) % max(op[ops.ACCUMULATION], 1)
-
-
 @kernel("prepare_gradient", fastmath=FASTMATH)
 def prepare_gradient(zero, variant):
     """X = the mean gradient of the k batches, its numbers clipped; SQUARES[N_SQUARES + tile] = its sum of squares.
 
     Before the last of the k only SLOT_0 += X · weight. X, SLOT_0 (N_OUT, SLOT_STRIDE) with rows W_STRIDE apart, a tile
     has N_IN of them; SETTINGS: the largest magnitude (infinity: any), and 1 if the loss is a mean, so that a gradient's
-    weight is the rows of its batch. Writes X, SLOT_0 (if k > 1) and SQUARES (unless 0), which must not overlap.
+    weight is the rows of its batch; X is divided by the scale at LOSS_SCALE, unless that is 0. Writes X, SLOT_0 (if
+    k > 1) and SQUARES (unless 0), which must not overlap.
     """
 
     def prepare_gradient(op, step, row_start, row_stop, column_start, column_stop, scratch):
@@ -91,7 +101,7 @@ def prepare_gradient(zero, variant):
             return
         settings = simd.pointer(op[ops.SETTINGS], zero)
         largest, one = settings[0], type(zero)(1)
-        place, k = _place_among(op, step), max(op[ops.ACCUMULATION], 1)
+        place, k = place_among(op, step), max(op[ops.ACCUMULATION], 1)
         fine = losses_are_finite(op, step, row_start, row_stop)
         share = factor = one
         if k > 1 and settings[1] != 0:
@@ -116,6 +126,8 @@ def prepare_gradient(zero, variant):
                 continue
             if k > 1:
                 _mean_of_sum(g, kept, share, factor, n)
+            if op[ops.LOSS_SCALE] != 0 and not _unscale(g, one / simd.pointer(op[ops.LOSS_SCALE], zero)[0], n):
+                squares = math.inf
             if largest < math.inf:
                 _clip_values(g, largest, n)
             if op[ops.SQUARES] != 0:
@@ -138,7 +150,7 @@ def finish_gradient(zero, variant):
     def finish_gradient(op, step, row_start, row_stop, column_start, column_stop, scratch):
         if column_start == 0 and op[ops.SLOT_1] != 0:
             count = simd.pointer(op[ops.SLOT_1], zero)
-            n_before = zero if _place_among(op, step) == 0 else count[0]
+            n_before = zero if place_among(op, step) == 0 else count[0]
             count[0] = n_before + type(zero)(row_stop if losses_are_finite(op, step, row_start, row_stop) else 0)
         first, last = max(column_start, op[ops.N_IN]), min(column_stop, op[ops.N_OUT])
         if last <= first or not is_update(op, step, row_start, row_stop):

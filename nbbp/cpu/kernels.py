@@ -28,6 +28,7 @@ _MODULES = (
     "activation",
     "softmax",
     "normalization",
+    "mixed",
     "loss",
     "crossentropy",
     "metric",
@@ -41,22 +42,26 @@ _MODULES = (
     "embedding",
 )
 
-_factories: dict[str, tuple[Callable, tuple[int, ...]]] = {}
+_factories: dict[str, tuple[Callable, tuple[int, ...], tuple[int, ...]]] = {}
 _compiled: dict[tuple[str, str, Any], Any] = {}
 #: Held while a kernel is made: of two threads' copies one would be dropped, whose address may be in use.
 _making = threading.RLock()
 
 
-def kernel(name: str, variants: tuple[int, ...] = (0,), **options) -> Callable:
+def kernel(name: str, variants: tuple[int, ...] = (0,), of_float32: tuple[int, ...] = (), **options) -> Callable:
     """Register a factory `make(zero, variant)` of a kernel function.
 
     `zero` is a NumPy scalar whose type is the model's dtype; `variant` one of `variants`, or the key of a custom
-    formula. The factory closes over these and other plain numbers only: closures over functions would never be found in
-    the cache, so a factory that has one, of an `ops.UserFunction`, is registered with ``cached=False``.
+    formula; those `of_float32` are for that dtype alone. The factory closes over these and other plain numbers only:
+    closures over functions would never be found in the cache, so a factory that has one, of an `ops.UserFunction`, is
+    registered with ``cached=False``.
     """
 
     def register(make: Callable) -> Callable:
-        _factories[name] = (lambda zero, variant: cfunc(SIGNATURE, **options)(make(zero, variant)), variants)
+        def compile_one(zero: Any, variant: Any) -> Any:
+            return cfunc(SIGNATURE, **options)(make(zero, variant))
+
+        _factories[name] = compile_one, variants, of_float32
         return make
 
     return register
@@ -93,6 +98,6 @@ def compiled(name: str, dtype: str, variant: Any = 0):
 def everything(dtype: str) -> Iterator[tuple[str, str, int]]:
     """The arguments of `compiled` for every kernel there is."""
     _load()
-    for name, (_, variants) in _factories.items():
-        for variant in variants:
+    for name, (_, variants, of_float32) in _factories.items():
+        for variant in variants + (of_float32 if dtype == "float32" else ()):
             yield name, dtype, variant

@@ -48,6 +48,8 @@ HAS_FREE_MASKS = VECTOR_BYTES == 64
 #: Architectural vector registers: what the accumulators of a tile must fit into.
 VECTOR_REGISTERS = 32 if HAS_FREE_MASKS or not _IS_X86 else 16
 _HAS_FUSED_MULTIPLY_ADD = not _IS_X86 or _FEATURES.get("fma", False)
+#: Whether there are instructions for float16 (every ARM64 has them).
+HAS_HALF_CONVERSION = _FEATURES.get("f16c", False) if _IS_X86 else platform.machine().lower() in ("arm64", "aarch64")
 #: Set NBBP_FLUSH_TO_ZERO=0 to take the plain fallback that processors other than x86-64 take.
 FLUSHES_TO_ZERO = _IS_X86 and os.environ.get("NBBP_FLUSH_TO_ZERO", "1") != "0"
 LANES = {np.dtype("float32"): VECTOR_BYTES // 4, np.dtype("float64"): VECTOR_BYTES // 8}

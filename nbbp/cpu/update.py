@@ -38,17 +38,28 @@ def losses_are_finite(op, step, row_start, row_stop):
 
 
 @jit()
+def place_among(op, step):
+    """How many batches of the same update came before this one."""
+    return (op[ops.FIRST_STEP] + step) % max(op[ops.ACCUMULATION], 1)
+
+
+@jit()
+def gradient_is_finite(op):
+    """Whether the sums of squares of all parts of the gradient are."""
+    squares = simd.pointer(op[ops.SQUARES], float64(0))
+    bad = np.int64(0)
+    for part in range(op[ops.N_SQUARES]):
+        bad |= np.int64(not (abs(squares[part]) < _LARGEST_SQUARES))
+    return bad == 0
+
+
+@jit()
 def is_update(op, step, row_start, row_stop):
     """Whether the batch updates: the last of those that do together, with finite losses and a finite gradient."""
-    if op[ops.ACCUMULATION] > 1 and (op[ops.FIRST_STEP] + step + 1) % op[ops.ACCUMULATION] != 0:
+    if place_among(op, step) + 1 < op[ops.ACCUMULATION]:
         return False
-    if op[ops.SQUARES] != 0:
-        squares = simd.pointer(op[ops.SQUARES], float64(0))
-        bad = np.int64(0)
-        for part in range(op[ops.N_SQUARES]):
-            bad |= np.int64(not (abs(squares[part]) < _LARGEST_SQUARES))
-        if bad != 0:
-            return False
+    if op[ops.SQUARES] != 0 and not gradient_is_finite(op):
+        return False
     return losses_are_finite(op, step, row_start, row_stop)
 
 

@@ -125,7 +125,13 @@ class Lowering:
         Numbers from one partial gradient to the next.
     flush : callable
         Does it. Called when the gradient has come back, or between parts of the network if memory is to be used again.
+    flush_layer : callable
+        Does as much of it as can be done within a part, for who wants memory back sooner.
+    is_scaled : bool
+        Whether the gradient comes back multiplied by a loss scale.
     """
+
+    is_scaled = False
 
     def __init__(
         self,
@@ -142,6 +148,7 @@ class Lowering:
         self.keeps_state, self.is_mean = keeps_state, is_mean
         self.pending: list[WeightGradient | OwnGradient] = []
         self.flush: Callable[[], None] = self.pending.clear
+        self.flush_layer: Callable[[], None] = self.pending.clear
         self.offsets = {parameter.name: parameter.offset for parameter in network.parameters}
         self._parameters: dict[str, list[Parameter]] = {}
         for parameter in network.parameters:
@@ -191,6 +198,9 @@ class Lowering:
         return replace(y, is_free=not (unless and self.trains) and not self.keeps_outputs)
 
     # backward --------------------------------------------------------------------------------------------------------
+
+    def begin_backward(self, d_y: Values) -> None:
+        """What is to be done to the gradient of the loss before it goes back: nothing."""
 
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""

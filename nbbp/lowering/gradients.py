@@ -1,7 +1,8 @@
 """Lowering of what happens to the gradient between backpropagation and the update (kernels: nbbp/cpu/gradient.py).
 
 "prepare_gradient" goes with the ops that make a part of the gradient whole, while the part is in cache; when every part
-is prepared, "finish_gradient" goes with the update. Both exist only where a setting of the optimizer asks for them.
+is prepared, "finish_gradient" goes with the update. Both exist only where a setting of the optimizer asks for them, or
+the loss's gradient is scaled.
 
 Legend: as in nbbp/lowering/parameters.py.
 """
@@ -12,9 +13,9 @@ import math
 
 import numpy as np
 
-from nbbp import tiling
+from nbbp import ops, tiling
 from nbbp.lowering.base import Lowering
-from nbbp.lowering.parameters import SQUARES, conditions, slot_lengths
+from nbbp.lowering.parameters import LOSS_SCALE, SQUARES, conditions, slot_lengths
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer, Settings
 from nbbp.program import Place
@@ -29,7 +30,8 @@ def prepared_tiles(
     Gives tiles of about `size` rows for it and for the ops from `first` on, which make that part.
     """
     program = lowering.program
-    is_needed = optimizer.clip_value is not None or optimizer.clip_norm is not None or optimizer.accumulation_steps > 1
+    has_squares = optimizer.clip_norm is not None or lowering.is_scaled
+    is_needed = optimizer.clip_value is not None or has_squares or optimizer.accumulation_steps > 1
     stop = len(program.ops) + is_needed
     tiles = tiling.column_tiles(first, stop, program.batch, n_rows, size)
     if not is_needed:
@@ -39,7 +41,9 @@ def prepared_tiles(
     if optimizer.accumulation_steps > 1:
         columns["accumulation"] = optimizer.accumulation_steps
         columns["slot_0"], columns["slot_1"] = (_of_sum(lowering.network, optimizer, at) for at in (start, None))
-    if optimizer.clip_norm is not None:
+    if lowering.is_scaled:
+        columns["loss_scale"] = Place(LOSS_SCALE)
+    if has_squares:
         so_far = program.buffers.get(SQUARES, 0)
         columns["squares"], columns["n_squares"] = Place(SQUARES), so_far // 2
         program.buffers[SQUARES] = so_far + 2 * len(tiles)  # a float64 takes two numbers of a float32 workspace
@@ -54,11 +58,12 @@ def prepared_tiles(
 
 def finish(lowering: Lowering, optimizer: Optimizer) -> None:
     """Ops that finish the whole gradient, one for each stretch of parameters that are not frozen."""
+    program, columns = lowering.program, conditions(lowering, optimizer)
+    if lowering.is_scaled:
+        program.add("update_loss_scale", ops.FP16, loss_scale=Place(LOSS_SCALE), **columns)
     if optimizer.clip_norm is None and not optimizer.gradient_noise and optimizer.accumulation_steps == 1:
         return
-    program = lowering.program
     clip_norm = math.inf if optimizer.clip_norm is None else optimizer.clip_norm
-    columns = conditions(lowering, optimizer)
     if optimizer.accumulation_steps > 1:
         columns["slot_1"] = _of_sum(lowering.network, optimizer, None)
     for start, stop in trainable_stretches(lowering.network):

@@ -19,6 +19,8 @@ from nbbp.scalars.updates import UPDATES
 
 #: Buffer of the sums of squares of a gradient whose norm is wanted.
 SQUARES = "squares"
+#: The model's buffer of the scale of the loss's gradient (see cpu/mixed.py).
+LOSS_SCALE = "loss scale"
 
 
 def weight_gradient(
