@@ -79,7 +79,8 @@ def train_now(
 @jit()
 def _next_step(table, coefficients):
     """Move the addresses of the step's coefficients, at the flat places `coefficients`, to the next line; count on."""
-    table[:, ops.FIRST_STEP] += 1
+    for row in range(len(table)):
+        table[row, ops.FIRST_STEP] += 1
     cells = table.ravel()
     for place in coefficients:
         cells[place] += _COEFFICIENT_BYTES

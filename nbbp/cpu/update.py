@@ -56,7 +56,7 @@ def gradient_is_finite(op):
 @jit()
 def is_update(op, step, row_start, row_stop):
     """Whether the batch updates: the last of those that do together, with finite losses and a finite gradient."""
-    if place_among(op, step) + 1 < op[ops.ACCUMULATION]:
+    if op[ops.ACCUMULATION] > 1 and place_among(op, step) + 1 < op[ops.ACCUMULATION]:  # a division is not for nothing
         return False
     if op[ops.SQUARES] != 0 and not gradient_is_finite(op):
         return False
