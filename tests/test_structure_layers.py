@@ -175,6 +175,18 @@ def test_frozen_layers_stay_and_the_others_do_not_notice(monkeypatch, name, plan
         assert (values.tobytes() == before[parameter]) is not trainable[parameter], parameter
 
 
+@pytest.mark.parametrize("kind", ["batch", "one sample"])
+def test_frozen_layers_stay_in_a_stream(kind):
+    model = model_of([Dense(6, "tanh", trainable=False), Dense(3)], 5, LOSS, "float32", "adam")
+    x, y = features_for(BATCH, 5, "float32"), targets_for(LOSS, BATCH, 3).astype(np.float32)
+    before = {name: values.tobytes() for name, values in model.parameters.items()}
+    for _ in range(2):
+        model.partial_fit(*((x, y) if kind == "batch" else (x[0], y[0])))
+    assert [values.tobytes() == before[name] for name, values in model.parameters.items()] == [True, True, False, False]
+    with pytest.raises(ValueError, match=r"as_njit trains every layer; layer 0 is frozen \(trainable=False\)"):
+        model.as_njit()
+
+
 def kernels_of(model, batch=4):
     return [op.kernel for op in model._session.training(batch, False, False).program.ops]
 
