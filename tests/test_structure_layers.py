@@ -15,6 +15,7 @@ from engine_cases import (
     targets_for,
 )
 from structure_cases import (
+    FROZEN_TWIST,
     LOSS,
     NETWORKS,
     PLANS,
@@ -29,7 +30,7 @@ from structure_cases import (
 
 import nbbp
 from nbbp import losses, optimizers
-from nbbp.layers import Activation, Concat, Dense, Residual
+from nbbp.layers import Activation, Concat, Custom, Dense, Residual
 
 EVERY = NETWORKS | WITH_CUSTOM
 BATCH = 6
@@ -132,6 +133,8 @@ FROZEN = {
     "first residual": [Residual([Dense(6, "tanh"), Residual([Dense(4)])], trainable=False), Dense(3)],
     "branch": [Dense(6), Concat([Dense(2, trainable=False)], [Dense(3, "relu")], []), Dense(3)],
     "first branch": [Concat([Dense(2, trainable=False)], [Dense(3, "relu")], []), Concat([Dense(3)], []), Dense(3)],
+    "custom": [Dense(6), FROZEN_TWIST, Residual([FROZEN_TWIST, Dense(6)]), Dense(3)],
+    "first custom": [FROZEN_TWIST, Dense(6), TWIST, Dense(3)],
     "all": [Dense(6, "tanh", trainable=False), Residual([Dense(6)], trainable=False), Dense(3, trainable=False)],
 }
 
@@ -142,6 +145,8 @@ def thawed(layers):
     for layer in layers:
         if isinstance(layer, Dense):
             made.append(Dense(layer.n_out, layer.activation))
+        elif isinstance(layer, Custom):
+            made.append(TWIST)
         elif isinstance(layer, Residual):
             made.append(Residual(thawed(layer.layers)))
         else:
