@@ -140,7 +140,9 @@ class Program:
         for values in {values.buffer: values for values in (*self.taken[first:], *also)}.values():
             if values.buffer not in kept:
                 with_one = any(name == values.buffer for name, *_ in self.ones)
-                self._released.setdefault((values.width, with_one), []).append(values.buffer)
+                released = self._released.setdefault((values.width, with_one), [])
+                if values.buffer not in released:  # what came in is what went out where layers only pass it
+                    released.append(values.buffer)
 
     def setting(self, *values: float) -> Place:
         """The place of these numbers among the settings."""

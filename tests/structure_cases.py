@@ -31,8 +31,9 @@ def shapes_of_twist(n_in):
     return {"a": (n_in,), "b": (n_in,)}
 
 
-#: One object, so that it is compiled once.
+#: One object, so that it is compiled once; and it frozen.
 TWIST = Custom(twist_forward, twist_backward, parameter_shapes=shapes_of_twist)
+FROZEN_TWIST = Custom(TWIST.forward, TWIST.backward, parameter_shapes=shapes_of_twist, trainable=False)
 
 #: Of 5 inputs, all but "ends" with 3 outputs behind them.
 NETWORKS = {

@@ -26,6 +26,10 @@ NETWORKS = {
         Concat([Dense(2)], [Dense(3, "tanh")]), Concat([], [Residual([Dense(5)])]), Dense(5), Activation("mish"),
         Dense(3),
     ],
+    "views": [
+        Dense(8, "tanh"), Dense(8, "tanh"), Flatten(), Activation("linear"), Dense(8, "tanh"), Dense(8, "tanh"),
+        Flatten(), Flatten(), Dense(3),
+    ],
     "wide activations apart": [
         Dense(300), Activation("tanh"), Dense(300, "tanh"), Activation("tanh"), Dense(300), Activation("gelu"),
         Activation("tanh"), Dense(300, "gelu"), Activation("mish"), Dense(3),

@@ -15,6 +15,7 @@ from engine_cases import (
     targets_for,
 )
 from structure_cases import (
+    FROZEN_TWIST,
     LOSS,
     NETWORKS,
     PLANS,
@@ -29,7 +30,7 @@ from structure_cases import (
 
 import nbbp
 from nbbp import losses, optimizers
-from nbbp.layers import Activation, Concat, Dense, Residual
+from nbbp.layers import Activation, Concat, Custom, Dense, Residual
 
 EVERY = NETWORKS | WITH_CUSTOM
 BATCH = 6
@@ -132,6 +133,8 @@ FROZEN = {
     "first residual": [Residual([Dense(6, "tanh"), Residual([Dense(4)])], trainable=False), Dense(3)],
     "branch": [Dense(6), Concat([Dense(2, trainable=False)], [Dense(3, "relu")], []), Dense(3)],
     "first branch": [Concat([Dense(2, trainable=False)], [Dense(3, "relu")], []), Concat([Dense(3)], []), Dense(3)],
+    "custom": [Dense(6), FROZEN_TWIST, Residual([FROZEN_TWIST, Dense(6)]), Dense(3)],
+    "first custom": [FROZEN_TWIST, Dense(6), TWIST, Dense(3)],
     "all": [Dense(6, "tanh", trainable=False), Residual([Dense(6)], trainable=False), Dense(3, trainable=False)],
 }
 
@@ -142,6 +145,8 @@ def thawed(layers):
     for layer in layers:
         if isinstance(layer, Dense):
             made.append(Dense(layer.n_out, layer.activation))
+        elif isinstance(layer, Custom):
+            made.append(TWIST)
         elif isinstance(layer, Residual):
             made.append(Residual(thawed(layer.layers)))
         else:
@@ -173,6 +178,18 @@ def test_frozen_layers_stay_and_the_others_do_not_notice(monkeypatch, name, plan
     model.fit(x, y, epochs=2, batch_size=len(x) * 2 // 3, verbose=0)
     for parameter, values in model.parameters.items():
         assert (values.tobytes() == before[parameter]) is not trainable[parameter], parameter
+
+
+@pytest.mark.parametrize("kind", ["batch", "one sample"])
+def test_frozen_layers_stay_in_a_stream(kind):
+    model = model_of([Dense(6, "tanh", trainable=False), Dense(3)], 5, LOSS, "float32", "adam")
+    x, y = features_for(BATCH, 5, "float32"), targets_for(LOSS, BATCH, 3).astype(np.float32)
+    before = {name: values.tobytes() for name, values in model.parameters.items()}
+    for _ in range(2):
+        model.partial_fit(*((x, y) if kind == "batch" else (x[0], y[0])))
+    assert [values.tobytes() == before[name] for name, values in model.parameters.items()] == [True, True, False, False]
+    with pytest.raises(ValueError, match=r"as_njit trains every layer; layer 0 is frozen \(trainable=False\)"):
+        model.as_njit()
 
 
 def kernels_of(model, batch=4):
