@@ -50,7 +50,7 @@ NEEDED = inspect.Parameter.empty
             "__init__",
             {
                 "network": NEEDED, "loss": NEEDED, "optimizer": "adam", "metrics": (),
-                "*device": "cpu", "*dtype": "float32", "*seed": 0,
+                "*device": "cpu", "*dtype": "float32", "*seed": 0, "*precision": "float32", "*loss_scaling": None,
             },
         ),
         (
