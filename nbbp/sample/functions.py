@@ -242,8 +242,6 @@ class SampleFunctions:
         for index, layer in enumerate(network.layers):
             if not isinstance(layer, (Activation, Dense)):
                 return f"as_njit takes dense layers and activations; layer {index} is a {type(layer).__name__}"
-            if not layer.trainable:
-                return f"as_njit trains every layer; layer {index} is frozen (trainable=False)"
         on_stack = plan.most_on_stack(plan.structure(network))
         if on_stack > _MOST_ON_STACK:
             return (
