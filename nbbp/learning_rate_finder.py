@@ -88,9 +88,8 @@ def find_learning_rate(
     if steps < 2:
         raise ValueError(f"steps must be at least 2; got {steps}")
     smoothing = number_in("smoothing", smoothing, 0.0, 1.0)
-    network = model.network.build(model.network.n_in or data.infer_n_in(X, y))
-    describe = {"n_in": network.n_in, "n_out": network.n_out, "loss": model.loss, "dtype": model.dtype, "epochs": 1}
-    source, _ = data.sources_to_fit(X, y, None, None, None, describe)
+    network = model.network.build(model.network.n_in or data.infer_n_in(X, y, form=model.network.form))
+    source, _ = data.sources_to_fit(X, y, None, None, None, {**model._describe(network), "epochs": 1})
     growing = Exponential(start, factor=math.exp((math.log(stop) - math.log(start)) / (steps - 1)))
     session = _copy_of(model, network, _at(model.optimizer, growing))
     batches = _batches(source, batch_size, session, steps)
@@ -109,10 +108,11 @@ def _at(optimizer: Optimizer, growing: Exponential) -> Optimizer:
 
 def _copy_of(model: Model, network: Sequential, optimizer: Optimizer) -> Session:
     """Memory of its own, with the model's parameters and what its layers keep, where it has them."""
-    session = Session(network, model.loss, optimizer, (), model.dtype, model.seed)
+    session = Session(network, model.loss, optimizer, (), model.dtype, model.seed, model.precision, model.loss_scaling)
     if model._session is not None:
         session.parameters[:], session.state[:] = model._session.parameters, model._session.state
         session.epoch = model._session.epoch
+        session.loss_scale[:] = model._session.loss_scale
     return session
 
 

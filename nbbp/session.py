@@ -78,6 +78,8 @@ class Session:
         The optimizer's groups of parameters, by the name of their buffer of coefficients.
     good_parameters : ndarray or None
         The last parameters with a finite loss, while `fit` runs.
+    good_state : ndarray or None
+        The state that goes with them.
     step : int
         Training batches so far, which are also the updates unless the optimizer adds up the gradients of several.
     steps_ahead : int
@@ -117,6 +119,7 @@ class Session:
         self.slot_buffer = aligned(sum(strides), dtype)
         self.slots = [self.slot_buffer[sum(strides[:k]) :][:n] for k, n in enumerate(lengths)]
         self.good_parameters: np.ndarray | None = None
+        self.good_state: np.ndarray | None = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         settings = {optimizer.settings(parameter.name) for parameter in network.parameters}
         self.settings = {coefficients_buffer(s): s for s in settings}
@@ -187,11 +190,14 @@ class Session:
             raise ValueError(f"parameter {bad} holds NaN or infinity; expected numbers before training")
         if self.good_parameters is None:
             self.good_parameters = aligned(len(self.parameters), self.dtype)
-        self.good_parameters[:] = self.parameters
+        self.good_parameters[:], self.good_state = self.parameters, self.state.copy()
 
     def restore(self) -> None:
-        """Put the last good parameters back, and forget the optimizer's moments, which NaN may have reached."""
-        self.parameters[:] = self.good_parameters
+        """Put the last good parameters and state back, and forget the optimizer's moments, which NaN may have reached.
+
+        (Statistics of activations on their way to infinity are finite for a while, and no use to anybody.)
+        """
+        self.parameters[:], self.state[:] = self.good_parameters, self.good_state
         for slot in self.slots:
             slot[:] = 0
         self.step, self.steps_ahead, self._quick = 0, 0, None
@@ -241,11 +247,14 @@ class Session:
         n_steps = -(-n // bound.program.batch)
         losses, metrics = self._attach(bound, chunk, n)
         self._attach_coefficients(bound, n_steps)
+        state = self.state.copy()
         try:
             bound.run(n)
         finally:  # Ctrl-C is heard when the steps are done
             self.step += n_steps
             self.steps_ahead = 0
+        if np.isfinite(losses[:batch]).all():  # as cpu/snapshot.py decides about the parameters
+            self.good_state = state
         return losses, metrics
 
     @_one_at_a_time

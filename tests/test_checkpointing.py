@@ -138,5 +138,9 @@ def test_errors():
     for wrong in (True, 1.5, "2"):
         with pytest.raises(TypeError, match="checkpoint_every of Sequential must be an integer"):
             nbbp.Sequential([Dense(3)], 5, wrong)
+    within = nbbp.Sequential([Dense(5)], checkpoint_every=2)
+    for container in (Residual, lambda part: Concat(part, [Dense(2)]), nbbp.Sequential):
+        with pytest.raises(ValueError, match=r"only the outermost Sequential can .* got one with checkpoint_every=2"):
+            container(within)
     assert nbbp.Sequential([Dense(3)], checkpoint_every=np.int64(2)).build(5).checkpoint_every == 2
     assert "checkpoint_every=2" in repr(nbbp.Sequential([Dense(3)], 5, 2))

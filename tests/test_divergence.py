@@ -148,6 +148,20 @@ def test_in_the_first_batch():
     model.fit(X, VALUES, verbose=0)
 
 
+def test_running_statistics_come_back_with_the_parameters():
+    """Before numbers are infinite they are huge, and so are their statistics."""
+    layers = [nbbp.Dense(16, activation="relu"), nbbp.layers.BatchNorm(), nbbp.Dense(16, activation="relu")]
+    model = nbbp.Model(nbbp.Sequential([*layers, nbbp.Dense(3)], n_in=4), "mse", optimizers.SGD(0.01))
+    model.fit(X, VALUES, epochs=3, verbose=0)
+    diverging = nbbp.Model(model.network, "mse", optimizers.SGD(100.0))
+    diverging.parameter_vector[:] = model.parameter_vector
+    for name, values in model.state.items():
+        diverging.state[name][:] = values
+    with pytest.raises(nbbp.TrainingDiverged, match=r"batch ([2-9]|\d\d) of epoch 1"):
+        diverging.fit(X, VALUES, epochs=3, batch_size=20, verbose=0)
+    assert diverging.evaluate(X, VALUES) == model.evaluate(X, VALUES)
+
+
 def test_in_a_later_fit_epochs_count_from_one():
     model = model_of("sgd")
     model.fit(X, VALUES, epochs=3, verbose=0)

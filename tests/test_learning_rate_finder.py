@@ -9,7 +9,7 @@ from engine_cases import features_for, model_of, small_model
 
 import nbbp
 from nbbp import LearningRateCurve, datasets, find_learning_rate, losses
-from nbbp.layers import BatchNorm, Dense, Dropout
+from nbbp.layers import BatchNorm, Dense, Dropout, Embedding, Flatten, Reshape
 from nbbp.optimizers import SGD, Adam, AdamW
 from nbbp.schedules import Cosine, Exponential, Plateau, ReduceOnPlateau
 from nbbp.session import Session
@@ -108,6 +108,28 @@ def test_data_come_as_fit_takes_them(tmp_path):
     np.testing.assert_array_equal(found.losses, again.losses)
     with pytest.raises(ValueError, match="a generator can be gone through once"):
         find_learning_rate(small_model("tanh", LOSS, "float32"), iter(batches), steps=5)
+
+
+def test_data_have_the_form_that_the_network_takes():
+    X, y = data_for()
+    layers = [Flatten(), Dense(4, "tanh"), Reshape((2, 2))]
+    images, targets = np.ones((20, 2, 3), np.float32), np.zeros((20, 2, 2), np.float32)
+    for n_in in (6, None):
+        model = nbbp.Model(nbbp.Sequential(layers, n_in=n_in), "mse")
+        assert len(find_learning_rate(model, images, targets, steps=5).losses) == 5
+    model = nbbp.Model(nbbp.Sequential([Embedding(4, 3), Dense(3)], n_in=5), LOSS)
+    with pytest.raises(ValueError, match="expected a category 0 … 3"):
+        find_learning_rate(model, np.full_like(X, 4), y, steps=5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_copy_computes_in_the_precision_of_the_model(precision):
+    X, y = data_for(32)
+    model = fresh(n_in=5, precision=precision)
+    found = find_learning_rate(model, X, y, steps=2, start=1e-3)
+    expected = fresh(n_in=5, precision=precision).train_step(X, y)
+    assert found.losses[0] == pytest.approx(expected, rel=1e-6)
+    assert found.losses[0] != pytest.approx(fresh(n_in=5).train_step(X, y), rel=1e-6)
 
 
 def test_a_model_without_sizes_learns_them_and_stays_without():

@@ -24,6 +24,9 @@ def checked_layers(layers: Any, owner: str) -> tuple[Layer, ...]:
         What takes them, for messages.
     """
     expected = f"{owner} takes a list of layers, such as [Dense(16, activation='relu'), Dense(2)]"
+    if getattr(layers, "checkpoint_every", None) is not None:
+        came = f"checkpoint_every={layers.checkpoint_every}"
+        raise ValueError(f"only the outermost Sequential can have checkpoint_every; {owner} got one with {came}")
     layers = getattr(layers, "layers", layers)
     if isinstance(layers, (str, bytes, Mapping)) or not isinstance(layers, Iterable):
         raise TypeError(f"{expected}; got {layers!r} ({type(layers).__name__})")
