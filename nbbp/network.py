@@ -146,21 +146,26 @@ class Sequential:
         return tuple(node.n_out for node in self.nodes)
 
     @cached_property
-    def output_shape(self) -> tuple[int, ...]:
-        """Shape of what the last layer gives for one sample: (n_out,) but behind a `Reshape`.
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of what every layer gives for one sample: (n_out,) but behind a `Reshape`.
 
         Raises
         ------
         ValueError
             If `n_in` is not known yet.
         """
-        shape = (self._known_n_in,)
+        shapes = [(self._known_n_in,)]
         for node in self.nodes:
             try:
-                shape = node.layer.output_shape(shape)
+                shapes.append(node.layer.output_shape(shapes[-1]))
             except ValueError as error:
                 raise ValueError(f"layer {node.path}: {error}") from None
-        return shape
+        return tuple(shapes[1:])
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of what the last layer gives for one sample."""
+        return self.shapes[-1]
 
     @property
     def last_layer(self) -> Layer:
@@ -256,18 +261,24 @@ class Sequential:
             parameter.view(flat)[...] = values
         return flat
 
-    def _lines(self) -> Iterator[tuple[str, Layer, int | None, int | None]]:
-        """Label, layer and sizes of each line of the summary; sizes are None where they are not known yet."""
+    def _lines(self) -> Iterator[tuple[str, Layer, int | None, tuple[int | str, ...]]]:
+        """Label, layer, inputs and shape of each line of the summary; None and "?" where they are not known yet."""
         if self.n_in is not None:
+            shapes = {node.path: shape for node, shape in zip(self.nodes, self.shapes, strict=True)}
             for node in walk(self.nodes):
                 indent = "  " * node.path.count(".")
                 frozen = "" if node.trainable or not node.layer.has_parameters else ", frozen"
-                yield f"{indent}{node.path} {_kind(node.layer)}{frozen}", node.layer, node.n_in, node.n_out
+                yield (
+                    f"{indent}{node.path} {_kind(node.layer)}{frozen}",
+                    node.layer,
+                    node.n_in,
+                    shapes.get(node.path, (node.n_out,)),
+                )
             return
         n_in = None
         for index, layer in enumerate(self.layers):
             n_out = layer.n_out if n_in is None else layer.width(n_in)
-            yield f"{index} {_kind(layer)}", layer, n_in, n_out
+            yield f"{index} {_kind(layer)}", layer, n_in, ("?" if n_out is None else n_out,)
             n_in = n_out
 
     def summary(self, dtype: DTypeLike = "float32") -> str:
@@ -281,13 +292,13 @@ class Sequential:
         dtype = checked_dtype(dtype)
         rows = [("Layer", "Activation", "Output shape", "Parameters", f"Bytes ({dtype.name})")]
         total = 0
-        for label, layer, n_in, n_out in self._lines():
+        for label, layer, n_in, shape in self._lines():
             count = None
             if n_in is not None or not layer.has_parameters:
                 count = sum(map(math.prod, layer.parameter_shapes(n_in or 1).values()))
                 total += count
             counts = ("?", "?") if count is None else (f"{count:,}", f"{count * dtype.itemsize:,}")
-            rows.append((label, _ending(layer), f"(batch, {'?' if n_out is None else n_out})", *counts))
+            rows.append((label, _ending(layer), f"(batch, {', '.join(map(str, shape))})", *counts))
         totals = ("?", "?") if self.n_in is None else (f"{total:,}", f"{total * dtype.itemsize:,}")
         rows.append(("Total", "", "", *totals))
 

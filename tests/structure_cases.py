@@ -40,7 +40,7 @@ NETWORKS = {
     "plain": [Residual([Dense(7, "tanh"), Dense(5)]), Dense(3)],
     "projection": [Residual([Dense(7, "tanh"), Dense(4)]), Dense(3)],
     "behind dense": [Dense(6, "relu"), Residual([Dense(6, "gelu")]), Dense(4), Residual([Dense(4)]), Dense(3)],
-    "ends in activation": [Dense(6), Residual([Dense(6), Activation("softplus")]), Dense(3)],
+    "ends in activation": [Dense(6), Residual([Dense(6), Activation("gelu")]), Dense(3)],
     "projection, ends in activation": [Dense(6), Residual([Dense(4, "tanh")]), Dense(3)],
     "nested": [
         Dense(6),
@@ -49,8 +49,8 @@ NETWORKS = {
     ],
     "nested alone": [Dense(6, "tanh"), Residual([Residual([Residual([Dense(6)])])]), Dense(3)],
     "activations around": [
-        Activation("tanh"), Residual([Activation("gelu"), Dense(5), Activation("tanh")]), Activation("mish"),
-        Concat([Activation("sigmoid")], [Dense(2), Activation("relu")]), Activation("softmax"), Dense(3),
+        Activation("tanh"), Residual([Activation("gelu"), Dense(5), Activation("tanh")]), Activation("tanh"),
+        Concat([Activation("tanh")], [Dense(2), Activation("relu")]), Activation("softmax"), Dense(3),
     ],
     "activation alone within": [Dense(6), Residual([Activation("tanh")]), Residual([Activation("gelu")]), Dense(3)],
     "nothing within": [Dense(6, "tanh"), Residual([Flatten(), Activation("linear")]), Dense(3)],

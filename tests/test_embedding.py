@@ -131,7 +131,8 @@ def test_a_large_table_is_not_kept_once_per_block_of_rows(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_as_many_categories_as_there_are_exact_numbers(dtype):
-    model = model_of([Embedding({1: 1 << 24}, 1), Dense(1)], 2, LOSS, dtype, "sgd")
+    network = nbbp.Sequential([Embedding({1: 1 << 24}, 1, weight_initializer="zeros"), Dense(1)], 2)
+    model = nbbp.Model(network, LOSS, "sgd", dtype=dtype)
     last = (1 << 24) - 1
     X = np.array([[0.5, last], [0.5, 0], [0.5, last - 1]])
     table = model.parameters["0.weight_1"][:, 0]

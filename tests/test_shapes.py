@@ -151,6 +151,12 @@ def test_activations_behind_a_reshape_take_any_shape():
     assert_near(model.predict(flat(data()[0])), expected.reshape(N, 5, 2))
 
 
+def test_summary_shows_the_shapes():
+    summary = model_of(Flatten(), Dense(10), Reshape(OUT), Activation("tanh"), Flatten()).summary()
+    shapes = [line[line.index("(") : line.index(")") + 1] for line in summary.splitlines() if "(batch" in line]
+    assert shapes == ["(batch, 24)", "(batch, 10)", "(batch, 2, 5)", "(batch, 2, 5)", "(batch, 10)"]
+
+
 # errors -----------------------------------------------------------------------------------------------------
 
 

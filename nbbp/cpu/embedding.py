@@ -15,10 +15,11 @@ from nbbp.cpu.kernels import kernel
 
 @jit()
 def category(value, n_categories):
-    """`value` as one of 0 … n_categories - 1; NaN is 0."""
-    if not value > 0:
+    """`value` as one of 0 … n_categories - 1, of which each is exact in its dtype; NaN is 0."""
+    number = type(value)
+    if not value > number(0):
         return int64(0)
-    return int64(value) if value < n_categories else n_categories - 1
+    return int64(value) if value < number(n_categories) else n_categories - 1
 
 
 @kernel("embedding_forward")

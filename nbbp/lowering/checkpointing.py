@@ -53,7 +53,7 @@ def forward(lowering: Lowering, x: Values, ends: bool) -> tuple[Values, list[Par
         y, steps = lowering.chain(chosen, x)
         parts.append(Part(chosen, x, first, steps if is_last else None))
         if lowering.trains and not is_last:
-            lowering.program.release(first, keep=(x, y))
+            lowering.program.release(first, keep=(y,))
         x = y
     return x, parts
 
