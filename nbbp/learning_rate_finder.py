@@ -108,11 +108,12 @@ def _at(optimizer: Optimizer, growing: Exponential) -> Optimizer:
 
 def _copy_of(model: Model, network: Sequential, optimizer: Optimizer) -> Session:
     """Memory of its own, with the model's parameters and what its layers keep, where it has them."""
-    session = Session(network, model.loss, optimizer, (), model.dtype, model.seed, model.precision, model.loss_scaling)
+    parts = network, model.loss, optimizer, (), model.dtype, model.seed
+    session = Session(*parts, model.precision, model.loss_scaling)
     if model._session is not None:
-        session.parameters[:], session.state[:] = model._session.parameters, model._session.state
+        for name in ("parameters", "state", "loss_scale"):
+            getattr(session, name)[:] = getattr(model._session, name)
         session.epoch = model._session.epoch
-        session.loss_scale[:] = model._session.loss_scale
     return session
 
 

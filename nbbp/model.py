@@ -235,7 +235,8 @@ class Model(ModelBase):
         -------
         loss : float
         gradients : mapping of str to ndarray
-            Named and shaped as `parameters`; new arrays, views of one flat one.
+            Named and shaped as `parameters`; new arrays, views of one flat one. In fp16 they went back with
+            `loss_scale` and hold infinity or NaN where that was too large.
         """
         chunk = self._one_batch(x, y, sample_weight)
         loss, flat = self._built.gradients(chunk)

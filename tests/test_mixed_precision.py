@@ -257,6 +257,14 @@ def test_copies_go_on_to_the_same_bits(precision, tmp_path):
         assert other.predict(x).tobytes() == model.predict(x).tobytes()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_range_test_trains_in_the_same_precision(precision):
+    model = model_in(precision, plain(), "adam")
+    x, y = data_for(100)
+    found = nbbp.find_learning_rate(model, x, y, steps=4, batch_size=100)
+    assert found.losses[0] == pytest.approx(model.loss_and_gradients(x, y)[0], rel=1e-9)
+
+
 # --- the interface ---------------------------------------------------------------------------------------------------
 
 
