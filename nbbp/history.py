@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +35,32 @@ class History(Mapping):
 
         A name without a value in some epoch has NaN there, so that every list is as long as `epochs`.
         """
-        for name in values:
-            self._values.setdefault(name, [math.nan] * len(self.epochs))
-        self.epochs.append(int(epoch))
-        for name, series in self._values.items():
-            series.append(float(values.get(name, math.nan)))
+        n = len(self.epochs)
+        try:
+            for name in values:
+                self._values.setdefault(name, [math.nan] * n)
+            for name, series in self._values.items():
+                series.append(float(values.get(name, math.nan)))
+            self.epochs.append(int(epoch))
+        except BaseException:  # Ctrl-C is heard anywhere: an epoch is there as a whole or not at all
+            for series in (self.epochs, *self._values.values()):
+                del series[n:]
+            raise
+
+    def amend(self, values: Mapping[str, float]) -> None:
+        """Add or replace values of the last epoch.
+
+        Raises
+        ------
+        TypeError
+            If one is no number.
+        """
+        for name, value in values.items():
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name!r} of epoch {self.epochs[-1]} must be a number; got {value!r}")
+            if name not in self._values:
+                self._values[name] = [math.nan] * len(self.epochs)
+            self._values[name][-1] = float(value)
 
     def __getitem__(self, name: str) -> list[float]:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nbbp import data
+from nbbp.callbacks.base import Callback, checked
 from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
 from nbbp.layers import Activation, positive_integer
@@ -21,7 +22,7 @@ from nbbp.sample import SampleFunctions
 from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
 from nbbp.targets import targets, weights
-from nbbp.training import Training
+from nbbp.training import Training, checked_hooks
 from nbbp.validation import as_array, check_categories, features
 
 __all__ = ["Model"]
@@ -76,7 +77,7 @@ class Model(ModelBase):
         shuffle: bool = True,
         sample_weight: Any = None,
         class_weight: Mapping[int, float] | str | None = None,
-        callbacks: Sequence = (),
+        callbacks: Sequence[Callback] = (),
         verbose: int | str = "auto",
     ) -> History:
         """Train for some epochs, going on from where the model stands.
@@ -100,10 +101,10 @@ class Model(ModelBase):
         sample_weight : array_like (n,), optional
         class_weight : mapping of label to weight, or "balanced", optional
             Both multiply a sample's loss; the mean still divides by the number of samples.
-        callbacks : sequence
-            Empty in this version.
+        callbacks : list of nbbp.callbacks.Callback
+            Called around the training, in their order.
         verbose : {"auto", 0, 1}
-            1 or "auto": a progress bar on stderr; 0: silent.
+            1 or "auto": a `nbbp.callbacks.ProgressBar`, behind the other callbacks; 0: silent.
 
         Returns
         -------
@@ -124,8 +125,7 @@ class Model(ModelBase):
             raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
         if not isinstance(shuffle, (bool, np.bool_)):
             raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
-        if not isinstance(callbacks, (list, tuple)) or callbacks:
-            raise ValueError(f"callbacks must be empty in this version; got {callbacks!r}")
+        callbacks = checked(callbacks)
         splits = not isinstance(validation_split, numbers.Real) or validation_split != 0
         if validation_data is not None and splits:
             raise ValueError("give validation_data or validation_split, not both")
@@ -135,11 +135,11 @@ class Model(ModelBase):
         network = self.network.build(n_in)
         describe = {**self._describe(network), "epochs": epochs}
         source, validation = data.sources_to_fit(X, y, sample_weight, class_weight, validation_data, describe)
+        hooks = checked_hooks(self, callbacks, bool(verbose), epochs, source, validation is not None)
         if self._session is None:
             self._build(n_in)
-        training = Training(self._session, source, validation, batch_size, shuffle, bool(verbose))
-        self.history = training.history
-        training.run(epochs)
+        self.history = hooks.run.history
+        Training(self._session, source, validation, batch_size, shuffle, hooks).run()
         return self.history
 
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> float:

@@ -45,17 +45,28 @@ def save(model: Model, path: str | os.PathLike) -> None:
     session = model._built
     path = os.path.realpath(os.fsdecode(path))  # a link stays one
     with session.lock:
-        description = Description(
-            model.network, model.loss, model.optimizer, model.metrics, model.dtype.name, model.seed,
-            session.step, session.epoch,
-        )  # fmt: skip
-        text = to_text(description)
+        text = to_text(describe(model))
         _check_finite(model.network, session.parameters)
         tensors = {**model.parameters, **{_slot(k): slot for k, slot in enumerate(session.slots)}}
         tensors |= {_STATE: session.state} if len(session.state) else {}
         digest = _digest(text, session.parameters, *session.slots, session.state)
         content = to_bytes(tensors, {_VERSION: FORMAT, _MODEL: text, _DIGEST: digest})
     _replace(path, content)
+
+
+def describe(model: Model) -> Description:
+    """What a file says of a model beside its arrays.
+
+    Raises
+    ------
+    ValueError
+        If its sizes are not known yet.
+    """
+    session = model._built
+    return Description(
+        model.network, model.loss, model.optimizer, model.metrics, model.dtype.name, model.seed,
+        session.step, session.epoch,
+    )  # fmt: skip
 
 
 def load_model(path: str | os.PathLike) -> Model:
