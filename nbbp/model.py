@@ -118,6 +118,8 @@ class Model(ModelBase):
             batches of a generator and files larger than memory, can fail later: then what was trained stays.
         nbbp.TrainingDiverged
             The loss turned NaN or infinite; the last good parameters are back in place.
+        KeyboardInterrupt
+            Ctrl-C, heard after whole batches: the model is usable, and ``model.history`` holds the epochs before.
         """
         epochs = positive_integer("epochs", epochs)
         batch_size = positive_integer("batch_size", batch_size)
