@@ -10,6 +10,7 @@ from nbbp.callbacks import LearningRateScheduler, ProgressBar
 from nbbp.callbacks.base import Callback, Hooks, Run
 from nbbp.divergence import TrainingDiverged, first_layer_gone
 from nbbp.scalars.philox import permutation
+from nbbp.scheduling import Clock
 from nbbp.session import Session, sum_of
 from nbbp.sources import Chunk, Source
 from nbbp.validation import LARGEST, first_outside
@@ -32,7 +33,7 @@ def checked_hooks(
     Raises
     ------
     TypeError, ValueError, ImportError
-        If a callback refuses the run.
+        If a callback or a schedule refuses the run.
     """
     if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         callbacks = [*callbacks, ProgressBar()]
@@ -42,6 +43,7 @@ def checked_hooks(
     if has_rate or any(isinstance(callback, LearningRateScheduler) for callback in callbacks):
         names.append("learning_rate")
     hooks = Hooks(callbacks, Run(model, epochs, source.n_samples, names))
+    Clock(model.optimizer).check(names)
     hooks.check()
     return hooks
 
@@ -83,7 +85,6 @@ class Training:
             A loss or, in the end, a parameter was not finite; the last good parameters are back.
         """
         session, hooks, run = self.session, self.hooks, self.progress
-        session.clock.check(run.names)
         session.begin_fit()
         if not run.history.epochs:
             self._set_no_rate()
