@@ -131,3 +131,55 @@ def test_an_epoch_is_in_the_history_whole_or_not_at_all():
             history.record(2, dict.fromkeys(("loss", "mae", "new"), Interrupts(countdown)))
         assert history.epochs == [1]
         assert all(len(series) == 1 for series in history.values())
+
+
+KILLED = """
+path, n_kills = sys.argv[1], int(sys.argv[2])
+model = model_of()
+numbers = model._session.parameters, *model._session.slots
+
+
+def fill(k):
+    for values in numbers:
+        values[:] = k
+    model._session.step = k
+
+
+def save_over_and_over(k):
+    while True:
+        k += 1
+        fill(k)
+        model.save(path)
+
+
+fill(0)
+model.save(path)
+kept, seen, delays = 0, set(), np.random.default_rng(1).uniform(0, 0.02, n_kills)
+for delay in delays:
+    before = nbbp.load_model(path)._session.step
+    ready, begins = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(begins, b".")
+        save_over_and_over(before)
+    os.read(ready, 1)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(ready), os.close(begins)
+    session = nbbp.load_model(path)._session  # which refuses anything that is not whole
+    assert session.step >= before
+    assert all((values == session.step).all() for values in (session.parameters, *session.slots))
+    kept += session.step == before
+    seen.add(session.step)
+left = [name for name in os.listdir(os.path.dirname(path)) if name.endswith(".tmp")]
+print(json.dumps({"kept": kept, "seen": len(seen), "left": len(left)}))
+"""
+
+
+@pytest.mark.parametrize("n_kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path, n_kills):
+    """SIGKILL at random moments of a process that saves over and over."""
+    found = result(start(KILLED, tmp_path / "m.safetensors", n_kills))
+    assert found["seen"] > n_kills // 5, "files are replaced"
+    assert found["left"] > 0 or n_kills < 200, "some were killed in the middle of writing"
