@@ -310,8 +310,9 @@ class Model(ModelBase):
 
         The file is in the safetensors format. It holds the parameters, the optimizer's state, steps and epochs so far,
         where a schedule stands, the history of the last `fit`, which may be running, and a description of every part
-        as data, formulas of your own included: no pickle, no code. A file of that name
-        is replaced by a whole one or, if anything fails, stays as it was.
+        as data, formulas of your own included: no pickle, no code. A file of that name is replaced by a whole one or,
+        if anything fails, stays as it was; a process that is killed meanwhile may leave another one beside it, named
+        ".nbbp-….tmp".
 
         Parameters
         ----------

@@ -13,7 +13,7 @@ VALIDATION = random.standard_normal((20, 4)), random.integers(0, 3, 20)
 
 
 def model_of(optimizer="adam", **settings):
-    layers = [nbbp.Dense(8, "tanh"), nbbp.Dropout(0.2), nbbp.Dense(3)]
+    layers = [nbbp.Dense(8, "tanh"), nbbp.BatchNorm(), nbbp.Dropout(0.2), nbbp.Dense(3)]
     return nbbp.Model(nbbp.Sequential(layers, n_in=4), "crossentropy", optimizer, ["accuracy"], **settings)
 
 

@@ -145,7 +145,8 @@ def test_a_callback_costs_little():
     seconds()
     gc.collect()
     for make in (Diary, lambda: EarlyStopping("loss", patience=10**6)):
-        extra = min(seconds(make()) for _ in range(7)) - min(seconds() for _ in range(7))
+        pairs = [(seconds(make()), seconds()) for _ in range(15)]  # in turns, because other processes come and go
+        extra = min(one for one, _ in pairs) - min(other for _, other in pairs)
         print(f"{extra * 1e6:.1f} µs")
         assert extra < 50e-6
 

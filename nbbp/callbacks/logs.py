@@ -51,8 +51,12 @@ class CSVLogger(Callback):
         if self._columns is None or not run.history.epochs:
             self._file = open(self.path, "a" if rows else "w", newline="", encoding="utf-8")  # noqa: SIM115
             return
-        while len(rows) > 1 and not (rows[-1][0].isdecimal() and int(rows[-1][0]) <= run.history.epochs[-1]):
-            rows.pop()
+        last = run.history.epochs[-1]
+        while len(rows) > 1:
+            epoch, *values = rows[-1]
+            if len(values) == len(rows[0]) - 1 and epoch.isdecimal() and int(epoch) <= last:
+                break
+            rows.pop()  # trained again; or cut short, where the process was killed while it wrote
         self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._write(rows)
 
