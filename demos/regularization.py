@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import nbbp
-from nbbp import datasets, plotting
+from nbbp import callbacks, datasets, plotting
 
 SAMPLES, HELD_OUT = 250, 800
 WRONG_LABELS = 0.2
@@ -52,25 +52,29 @@ def build(seed, rate=0.0, **penalties):
     return nbbp.Model(network, loss="crossentropy", optimizer=optimizer, metrics=("accuracy",), seed=seed)
 
 
+class Curves(callbacks.Callback):
+    """Reports the loss on these sets as the network stands after each epoch, with dropout at rest."""
+
+    def __init__(self, **sets):
+        self.sets = sets
+
+    def on_epoch_end(self, run):
+        run.report |= {name: run.model.evaluate(*data)["loss"] for name, data in self.sets.items()}
+
+
 def train(epochs, data, seed, patience=None, **settings):
-    """Losses on both sets after each epoch (2, epochs); error on the held-out digits; when it was stopped."""
+    """Losses on both sets after each epoch (2, epochs); error on the held-out digits; when it was best."""
     X, y, X_held_out, y_held_out = data
     model, n_watched = build(seed, **settings), SAMPLES // 5 if patience else 0
     X_watched, y_watched, X, y = X[:n_watched], y[:n_watched], X[n_watched:], y[n_watched:]
+    used, watched = [Curves(training=(X, y), held_out=(X_held_out, y_held_out))], None
+    if patience:
+        used.append(callbacks.EarlyStopping("val_loss", patience))
+        watched = X_watched, y_watched
+    history = model.fit(X, y, epochs=epochs, batch_size=BATCH, validation_data=watched, callbacks=used, verbose=0)
     curves = np.full((2, epochs), np.nan)
-    least, best, best_epoch = np.inf, None, epochs
-    for epoch in range(epochs):
-        model.fit(X, y, batch_size=BATCH, verbose=0)
-        curves[:, epoch] = model.evaluate(X, y)["loss"], model.evaluate(X_held_out, y_held_out)["loss"]
-        if patience:
-            watched = model.evaluate(X_watched, y_watched)["loss"]
-            if watched < least:
-                least, best, best_epoch = watched, model.parameter_vector.copy(), epoch + 1
-            elif epoch + 1 - best_epoch >= patience:
-                break
-    if best is not None:
-        model.parameter_vector[:] = best
-    return curves, model.evaluate(X_held_out, y_held_out), best_epoch
+    curves[:, : len(history.epochs)] = history["training"], history["held_out"]
+    return curves, model.evaluate(X_held_out, y_held_out), used[-1].best_epoch if patience else epochs
 
 
 def draw(measured, epochs):

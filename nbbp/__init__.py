@@ -2,7 +2,7 @@
 read.
 """
 
-from nbbp import autodiff, datasets, initializers, losses, metrics, optimizers, schedules
+from nbbp import autodiff, callbacks, datasets, initializers, losses, metrics, optimizers, schedules
 from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
 from nbbp.divergence import TrainingDiverged
@@ -83,6 +83,7 @@ __all__ = [
     "Value",
     "activation",
     "autodiff",
+    "callbacks",
     "datasets",
     "find_learning_rate",
     "get_num_threads",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import initializers, losses, metrics, optimizers
+from nbbp import initializers, losses, metrics, optimizers, progress, schedules
 from nbbp.compatibility import check_parts
 from nbbp.formulas import CustomActivation, CustomLoss
 from nbbp.layers import (
@@ -42,7 +42,9 @@ from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.precision import LossScaling, checked_precision, checked_scale, checked_scaling
+from nbbp.progress import LARGEST_COUNT, NOWHERE, Progress
 from nbbp.scalars.activations import ACTIVATIONS
+from nbbp.schedules import Schedule
 
 __all__ = [
     "DEEPEST_LAYER",
@@ -56,13 +58,12 @@ __all__ = [
 ]
 
 #: Characters of a description, layers of a network (those within others too, so many deep), numbers of a shape, groups
-#: of an optimizer (each is tried on every parameter), and steps or epochs, at most.
+#: of an optimizer (each is tried on every parameter), at most.
 LARGEST_TEXT = 1 << 22
 MOST_LAYERS = 4096
 DEEPEST_LAYER = 32
 MOST_DIMENSIONS = 32
 MOST_GROUPS = 256
-LARGEST_COUNT = 1 << 48
 
 #: Layers whose fields are data, by the name of their class.
 _LAYERS: Mapping[str, type] = {
@@ -95,6 +96,8 @@ class Description:
     loss_scaling : LossScaling or None
     loss_scale : (float, int) or None
         The scale and the updates without overflow since it changed, where there is scaling.
+    progress : Progress
+        Where its last run of `fit` stands.
     """
 
     network: Sequential
@@ -108,23 +111,22 @@ class Description:
     precision: str
     loss_scaling: LossScaling | None
     loss_scale: tuple[float, int] | None
+    progress: Progress = NOWHERE
 
 
-_KEYS = tuple(field.name for field in fields(Description))
+_KEYS = (*(field.name for field in fields(Description) if field.name != "progress"), "clock", "history")
 
 
-def to_text(description: Description) -> str:
-    """The description as JSON, of ASCII characters.
+def to_data(description: Description) -> dict[str, Any]:
+    """The description as plain data.
 
     Raises
     ------
     TypeError
         If a part is no data: a layer, a function or a class of the user's own.
-    ValueError
-        If it is more than `from_text` takes.
     """
     network = description.network
-    data = {
+    return {
         "network": {
             "n_in": network.n_in,
             "layers": _chain_to_data(network.layers, ""),
@@ -135,8 +137,21 @@ def to_text(description: Description) -> str:
         "metrics": [_to_data(metric, metrics.BY_NAME, "a metric") for metric in description.metrics],
         "loss_scaling": None if description.loss_scaling is None else asdict(description.loss_scaling),
         **{key: getattr(description, key) for key in ("dtype", "seed", "step", "epoch", "precision", "loss_scale")},
+        **progress.to_data(description.progress),
     }
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+
+
+def to_text(description: Description) -> str:
+    """The description as JSON, of ASCII characters.
+
+    Raises
+    ------
+    TypeError
+        As `to_data`.
+    ValueError
+        If it is more than `from_text` takes.
+    """
+    text = json.dumps(to_data(description), allow_nan=False, separators=(",", ":"))
     from_text(text)  # what could not be read back is not written
     return text
 
@@ -164,7 +179,11 @@ def _to_data(part: Any, kinds: Mapping[str, type], what: str) -> dict[str, Any]:
     """A frozen description of one of these kinds: its name there, and its fields."""
     for name, kind in kinds.items():
         if type(part) is kind:
-            return {"name": name, "settings": {field.name: getattr(part, field.name) for field in fields(part)}}
+            settings = {field.name: getattr(part, field.name) for field in fields(part)}
+            if isinstance(settings.get("learning_rate"), Schedule):
+                rate = settings["learning_rate"]
+                settings["learning_rate"] = _to_data(rate, schedules.BY_NAME, f"the schedule of {what}")
+            return {"name": name, "settings": settings}
     raise _no_data(what, part, f"expected one of nbbp's own: {', '.join(kinds)}")
 
 
@@ -267,6 +286,8 @@ def _from_data(data: Any, kinds: Mapping[str, type], what: str) -> Any:
     if name not in kinds:
         raise unknown_name(what, name, kinds)
     _check_keys(settings, [field.name for field in fields(kinds[name])], f"settings of the {what} {name!r}")
+    if isinstance(settings.get("learning_rate"), dict):
+        settings = {**settings, "learning_rate": _from_data(settings["learning_rate"], schedules.BY_NAME, "schedule")}
     return kinds[name](**settings)
 
 
@@ -386,6 +407,7 @@ def _description(data: Any) -> Description:
         metrics=tuple(_from_data(metric, metrics.BY_NAME, "metric") for metric in data["metrics"]),
         **{key: data[key] for key in ("dtype", "seed", "step", "epoch")},
         **_precision(data),
+        progress=progress.from_data(data["clock"], data["history"]),
     )
     check_parts(described.network, described.loss, described.metrics)
     groups = described.optimizer.groups

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: In a file, beyond what float64 counts exactly.
+_LARGEST_EPOCH = 1 << 48
 
 
 class History(Mapping):
@@ -34,11 +40,54 @@ class History(Mapping):
 
         A name without a value in some epoch has NaN there, so that every list is as long as `epochs`.
         """
-        for name in values:
-            self._values.setdefault(name, [math.nan] * len(self.epochs))
-        self.epochs.append(int(epoch))
-        for name, series in self._values.items():
-            series.append(float(values.get(name, math.nan)))
+        n = len(self.epochs)
+        try:
+            for name in values:
+                self._values.setdefault(name, [math.nan] * n)
+            for name, series in self._values.items():
+                series.append(float(values.get(name, math.nan)))
+            self.epochs.append(int(epoch))
+        except BaseException:  # Ctrl-C is heard anywhere: an epoch is there as a whole or not at all
+            for series in (self.epochs, *self._values.values()):
+                del series[n:]
+            raise
+
+    def amend(self, values: Mapping[str, float]) -> None:
+        """Add or replace values of the last epoch.
+
+        Raises
+        ------
+        TypeError
+            If one is no number.
+        """
+        for name, value in values.items():
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name!r} of epoch {self.epochs[-1]} must be a number; got {value!r}")
+            if name not in self._values:
+                self._values[name] = [math.nan] * len(self.epochs)
+            self._values[name][-1] = float(value)
+
+    def to_array(self) -> np.ndarray:
+        """The epochs' numbers and, behind them, the values of each name: (1 + names, epochs)."""
+        return np.array([self.epochs, *self._values.values()], np.float64)
+
+    @classmethod
+    def of_array(cls, names: Sequence[str], array: np.ndarray) -> History:
+        """The history of what `to_array` gave.
+
+        Raises
+        ------
+        ValueError
+            If the numbers of the epochs are none.
+        """
+        history = cls()
+        epochs = array[0]
+        are_counts = np.isfinite(epochs).all() and (epochs == np.floor(epochs)).all() and (np.diff(epochs) > 0).all()
+        if len(epochs) and not (are_counts and epochs[0] >= 1 and epochs[-1] < _LARGEST_EPOCH):
+            raise ValueError("the epochs of the history must be integers from 1 on that rise")
+        history.epochs = [int(epoch) for epoch in epochs]
+        history._values = {name: row.tolist() for name, row in zip(names, array[1:], strict=True)}
+        return history
 
     def __getitem__(self, name: str) -> list[float]:
         try:

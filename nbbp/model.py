@@ -6,11 +6,12 @@ import numbers
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nbbp import data
+from nbbp.callbacks.base import Callback, checked
 from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
 from nbbp.layers import Activation, positive_integer
@@ -21,8 +22,11 @@ from nbbp.sample import SampleFunctions
 from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
 from nbbp.targets import targets, weights
-from nbbp.training import Training
+from nbbp.training import Training, checked_hooks
 from nbbp.validation import as_array, check_categories, features
+
+if TYPE_CHECKING:
+    from nbbp.resuming import Resumption
 
 __all__ = ["Model"]
 
@@ -82,10 +86,11 @@ class Model(ModelBase):
         shuffle: bool = True,
         sample_weight: Any = None,
         class_weight: Mapping[int, float] | str | None = None,
-        callbacks: Sequence = (),
+        callbacks: Sequence[Callback] = (),
         verbose: int | str = "auto",
+        resume_from: str | os.PathLike | None = None,
     ) -> History:
-        """Train for some epochs, going on from where the model stands.
+        """Train for some epochs, going on from where the model stands, or from where a file does.
 
         Parameters
         ----------
@@ -106,10 +111,14 @@ class Model(ModelBase):
         sample_weight : array_like (n,), optional
         class_weight : mapping of label to weight, or "balanced", optional
             Both multiply a sample's loss; the mean still divides by the number of samples.
-        callbacks : sequence
-            Empty in this version.
+        callbacks : list of nbbp.callbacks.Callback
+            Called around the training, in their order.
         verbose : {"auto", 0, 1}
-            1 or "auto": a progress bar on stderr; 0: silent.
+            1 or "auto": a `nbbp.callbacks.ProgressBar`, behind the other callbacks; 0: silent.
+        resume_from : str or os.PathLike, optional
+            A file that `save` or a `nbbp.callbacks.ModelCheckpoint` wrote during a run: this one goes on with it, to
+            the bits of a run that was never stopped. `epochs` counts from the beginning of that run: saved after 4 of
+            10, it has six more. Saved within an epoch, it begins with a new one.
 
         Returns
         -------
@@ -120,9 +129,14 @@ class Model(ModelBase):
         ------
         TypeError, ValueError
             For data that cannot be trained on; nothing has changed then. Only what is read while training goes on,
-            batches of a generator and files larger than memory, can fail later: then what was trained stays.
+            batches of a generator and files larger than memory, can fail later: then what was trained stays. Also for
+            a file to resume from of another network, loss, optimizer, dtype or seed.
+        OSError
+            There is no such file, or it cannot be read.
         nbbp.TrainingDiverged
             The loss turned NaN or infinite; the last good parameters are back in place.
+        KeyboardInterrupt
+            Ctrl-C, heard after whole batches: the model is usable, and ``model.history`` holds the epochs before.
         """
         epochs = positive_integer("epochs", epochs)
         batch_size = positive_integer("batch_size", batch_size)
@@ -130,22 +144,26 @@ class Model(ModelBase):
             raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
         if not isinstance(shuffle, (bool, np.bool_)):
             raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
-        if not isinstance(callbacks, (list, tuple)) or callbacks:
-            raise ValueError(f"callbacks must be empty in this version; got {callbacks!r}")
+        callbacks = checked(callbacks)
         splits = not isinstance(validation_split, numbers.Real) or validation_split != 0
         if validation_data is not None and splits:
             raise ValueError("give validation_data or validation_split, not both")
         if splits:
             (X, y, sample_weight), validation_data = data.split(X, y, sample_weight, validation_split)
-        n_in = self.network.n_in or data.infer_n_in(X, y, form=self.network.form)
+        saved = None if resume_from is None else _resumption(resume_from)
+        n_in = self.network.n_in or (saved and saved.n_in) or data.infer_n_in(X, y, form=self.network.form)
         network = self.network.build(n_in)
-        describe = {**self._describe(network), "epochs": epochs}
+        describe = {**self._describe(network), "epochs": max(1, epochs - (saved.n_epochs if saved else 0))}
         source, validation = data.sources_to_fit(X, y, sample_weight, class_weight, validation_data, describe)
+        hooks = checked_hooks(self, callbacks, bool(verbose), epochs, source, validation is not None)
+        if saved is not None:
+            saved.check_same(self, network)
         if self._session is None:
-            self._build(n_in)
-        training = Training(self._session, source, validation, batch_size, shuffle, bool(verbose))
-        self.history = training.history
-        training.run(epochs)
+            self._build(n_in, None if saved is None else saved.parameters)
+        if saved is not None:
+            saved.resume(hooks.run)
+        self.history = hooks.run.history
+        Training(self._session, source, validation, batch_size, shuffle, hooks).run()
         return self.history
 
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> float:
@@ -300,8 +318,10 @@ class Model(ModelBase):
         """Write the model to a file; what `nbbp.load_model` makes of it predicts and trains on to the same bits.
 
         The file is in the safetensors format. It holds the parameters, the optimizer's state, steps and epochs so far,
-        and a description of every part as data, formulas of your own included: no pickle, no code. A file of that name
-        is replaced by a whole one or, if anything fails, stays as it was.
+        where a schedule stands, the history of the last `fit`, which may be running, and a description of every part
+        as data, formulas of your own included: no pickle, no code. A file of that name is replaced by a whole one or,
+        if anything fails, stays as it was; a process that is killed meanwhile may leave another one beside it, named
+        ".nbbp-….tmp".
 
         Parameters
         ----------
@@ -374,3 +394,9 @@ class Model(ModelBase):
         """What `data.source` is told of the model."""
         sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
         return {**sizes, "loss": self.loss, "dtype": self.dtype}
+
+
+def _resumption(path: str | os.PathLike) -> Resumption:
+    from nbbp.resuming import Resumption  # which knows models
+
+    return Resumption(path)

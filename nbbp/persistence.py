@@ -1,10 +1,11 @@
 """Models in files: the safetensors format, with the model's description as JSON in its metadata.
 
 What a file holds: every parameter by its name ("0.weight"), the optimizer's slots and what layers keep beside their
-parameters as the flat arrays that they are ("optimizer.slot 0", "state"), and three strings: ``nbbp.format``, the
-version; ``nbbp.model``, the description (`nbbp.description`); ``nbbp.sha256``, a digest of it and of the arrays. All of
-it is data: loading runs no code of a file, and allocates nothing before the sizes in it agree with each other and with
-its length.
+parameters as the flat arrays that they are ("optimizer.slot 0", "state"), the numbers of the history, if it has epochs,
+as an array of float64 (1 + names, epochs) whose first row are the epochs ("history"), and three strings:
+``nbbp.format``, the version; ``nbbp.model``, the description (`nbbp.description`); ``nbbp.sha256``, a digest of it and
+of the arrays. All of it is data: loading runs no code of a file, and allocates nothing before the sizes in it agree
+with each other and with its length.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import os
 import secrets
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from nbbp.description import Description, from_text, to_text
+from nbbp.history import History
 from nbbp.lowering.parameters import slot_lengths
 from nbbp.model import Model
 from nbbp.network import Sequential
 from nbbp.precision import scale_so_far
+from nbbp.progress import Progress
+from nbbp.session import Session
 
 __all__ = ["FORMAT", "load_model", "save"]
 
@@ -36,6 +41,9 @@ _VERSION, _MODEL, _DIGEST = "nbbp.format", "nbbp.model", "nbbp.sha256"
 _LONGEST_MESSAGE = 1000
 #: The array of the layers' states; a network without any has none.
 _STATE = "state"
+#: The array of the history; one without epochs has none.
+_HISTORY = "history"
+_NO_HISTORY = np.zeros((1, 0))
 _DTYPES = {"float32": "F32", "float64": "F64"}
 
 
@@ -46,17 +54,37 @@ def save(model: Model, path: str | os.PathLike) -> None:
     session = model._built
     path = os.path.realpath(os.fsdecode(path))  # a link stays one
     with session.lock:
-        description = Description(
-            model.network, model.loss, model.optimizer, model.metrics, model.dtype.name, model.seed,
-            session.step, session.epoch, model.precision, model.loss_scaling, scale_so_far(session.loss_scale),
-        )  # fmt: skip
-        text = to_text(description)
+        text = to_text(describe(model))
         _check_finite(model.network, session.parameters)
         tensors = {**model.parameters, **{_slot(k): slot for k, slot in enumerate(session.slots)}}
         tensors |= {_STATE: session.state} if len(session.state) else {}
-        digest = _digest(text, session.parameters, *session.slots, session.state)
+        numbers = model.history.to_array() if model.history.epochs else _NO_HISTORY
+        tensors |= {_HISTORY: numbers} if numbers.size else {}
+        digest = _digest(text, session.parameters, *session.slots, session.state, numbers.ravel())
         content = to_bytes(tensors, {_VERSION: FORMAT, _MODEL: text, _DIGEST: digest})
     _replace(path, content)
+
+
+def describe(model: Model) -> Description:
+    """What a file says of a model beside its arrays.
+
+    Raises
+    ------
+    ValueError
+        If its sizes are not known yet.
+    """
+    session = model._built
+    clock, names = session.clock, tuple(model.history) if model.history.epochs else ()
+    progress = Progress(clock.epoch, clock.override, clock.plateau, names)
+    standing = {"step": session.step, "epoch": session.epoch, "loss_scale": scale_so_far(session.loss_scale)}
+    return replace(describe_parts(model, model.network), **standing, progress=progress)
+
+
+def describe_parts(model: Model, network: Sequential) -> Description:
+    """What a model is made of, with its network of these sizes."""
+    parts = model.loss, model.optimizer, model.metrics, model.dtype.name, model.seed
+    precision = {"precision": model.precision, "loss_scaling": model.loss_scaling, "loss_scale": None}
+    return Description(network, *parts, step=0, epoch=0, **precision)
 
 
 def load_model(path: str | os.PathLike) -> Model:
@@ -72,7 +100,7 @@ def load_model(path: str | os.PathLike) -> Model:
     Returns
     -------
     Model
-        On the CPU; its history is empty.
+        On the CPU, with the history of its last run of `fit`.
 
     Raises
     ------
@@ -87,18 +115,23 @@ def load_model(path: str | os.PathLike) -> Model:
     >>> model.save("digits.safetensors")                                        # doctest: +SKIP
     >>> nbbp.load_model("digits.safetensors").fit(X, y, epochs=10)              # doctest: +SKIP
     """
+    return read(path).model()
+
+
+def read(path: str | os.PathLike) -> Saved:
+    """What a file holds, checked. Raises as `load_model` does."""
     path = os.fsdecode(path)
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is no file; expected one that Model.save wrote")
     try:
-        return _loaded(path)
+        return _read(path)
     except ValueError as error:
         message = str(error)
         message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…"
         raise ValueError(f"{path} cannot be loaded: {message}") from None
 
 
-def _loaded(path: str) -> Model:
+def _read(path: str) -> Saved:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -107,12 +140,14 @@ def _loaded(path: str) -> Model:
             description = from_text(text)
             _check_tensors(file, description)
             parameters, slots, state = _arrays(file, description)
+            numbers = file.get_tensor(_HISTORY) if description.progress.names else _NO_HISTORY
     except SafetensorError as error:
         raise ValueError(f"it is no safetensors file, or not all of one ({error})") from None
-    if _digest(text, parameters, *slots, state) != digest:
+    if _digest(text, parameters, *slots, state, numbers.ravel()) != digest:
         raise ValueError("it was altered: its SHA-256 digest is not that of its contents")
     _check_finite(description.network, parameters)
-    return _model(description, parameters, slots, state)
+    history = History.of_array(description.progress.names, numbers)
+    return Saved(description, parameters, slots, state, history)
 
 
 def _slot(number: int) -> str:
@@ -120,7 +155,7 @@ def _slot(number: int) -> str:
 
 
 def _digest(text: str, *arrays: np.ndarray) -> str:
-    """SHA-256 of the description, the parameters, the slots and the state."""
+    """SHA-256 of the description, the parameters, the slots, the state and the history."""
     digest = hashlib.sha256(text.encode())
     for array in arrays:
         digest.update(array)
@@ -132,6 +167,42 @@ def _check_finite(network: Sequential, parameters: np.ndarray) -> None:
     bad = network.first_not_finite(parameters)
     if bad is not None:
         raise ValueError(f"parameter {bad} holds NaN or infinity; expected numbers")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds: a description, and arrays and a history that fit it."""
+
+    description: Description
+    parameters: np.ndarray
+    slots: Sequence[np.ndarray]
+    state: np.ndarray
+    history: History
+
+    def put_into(self, session: Session) -> None:
+        """Give the session of such a model these numbers and this place in training."""
+        described = self.description
+        with session.lock:
+            session.parameters[:], session.state[:] = self.parameters, self.state
+            for slot, values in zip(session.slots, self.slots, strict=True):
+                slot[:] = values
+            session.step, session.steps_ahead, session.epoch = described.step, 0, described.epoch
+            session.clock.epoch, session.clock.plateau = described.progress.epoch, described.progress.plateau
+            if described.loss_scale is not None:
+                session.loss_scale[:2] = described.loss_scale
+
+    def model(self) -> Model:
+        """A new model of it, in no run: its learning rate is the optimizer's."""
+        described, network = self.description, self.description.network
+        # without sizes, so that nothing is drawn at random
+        network = Sequential(network.layers, checkpoint_every=network.checkpoint_every)
+        parts = network, described.loss, described.optimizer, described.metrics
+        settings = {"precision": described.precision, "loss_scaling": described.loss_scaling}
+        model = Model(*parts, dtype=described.dtype, seed=described.seed, **settings)
+        model._build(described.network.n_in, self.parameters)
+        model.history = self.history
+        self.put_into(model._session)
+        return model
 
 
 # reading ----------------------------------------------------------------------------------------------------
@@ -158,16 +229,22 @@ def _check_tensors(file: Any, description: Description) -> None:
         expected[_slot(k)] = (length,)
     if description.network.states:
         expected[_STATE] = (description.network.states[-1].stop,)
+    if description.progress.names:
+        expected[_HISTORY] = (1 + len(description.progress.names), 0)
     names = set(file.keys())
     if names != set(expected):
         missing, more = (sorted(one)[:3] for one in (set(expected) - names, names - set(expected)))
         raise ValueError(f"its arrays are not those of the network described: missing {missing}, not of it {more}")
     for name, shape in expected.items():
         entry = file.get_slice(name)
-        if entry.get_dtype() != _DTYPES[description.dtype]:
-            raise ValueError(f"array {name} must be of {_DTYPES[description.dtype]}; got {entry.get_dtype()}")
-        if tuple(entry.get_shape()) != shape:
-            raise ValueError(f"array {name} must have the shape {shape}; got {tuple(entry.get_shape())}")
+        dtype = _DTYPES["float64" if name == _HISTORY else description.dtype]
+        if entry.get_dtype() != dtype:
+            raise ValueError(f"array {name} must be of {dtype}; got {entry.get_dtype()}")
+        came = tuple(entry.get_shape())
+        if name == _HISTORY and len(came) == 2:
+            shape = (shape[0], came[1])  # how many epochs there were, the description does not say
+        if came != shape:
+            raise ValueError(f"array {name} must have the shape {shape}; got {came}")
 
 
 def _arrays(file: Any, description: Description) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
@@ -179,25 +256,6 @@ def _arrays(file: Any, description: Description) -> tuple[np.ndarray, list[np.nd
     n_slots = len(slot_lengths(network, description.optimizer))
     state = file.get_tensor(_STATE) if network.states else np.zeros(0, description.dtype)
     return parameters, [file.get_tensor(_slot(k)) for k in range(n_slots)], state
-
-
-def _model(description: Description, parameters: np.ndarray, slots: Sequence[np.ndarray], state: np.ndarray) -> Model:
-    """The model of a description and arrays that fit each other."""
-    described = description.network
-    # without sizes, so that nothing is drawn at random
-    network = Sequential(described.layers, checkpoint_every=described.checkpoint_every)
-    parts = network, description.loss, description.optimizer, description.metrics
-    settings = {"precision": description.precision, "loss_scaling": description.loss_scaling}
-    model = Model(*parts, dtype=description.dtype, seed=description.seed, **settings)
-    model._build(description.network.n_in, parameters)
-    session = model._session
-    session.step, session.epoch = description.step, description.epoch
-    if description.loss_scale is not None:
-        session.loss_scale[:2] = description.loss_scale
-    session.state[:] = state
-    for slot, values in zip(session.slots, slots, strict=True):
-        slot[:] = values
-    return model
 
 
 # writing ----------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from nbbp.optimizers import Optimizer
+from nbbp.optimizers import Optimizer, Settings
 from nbbp.schedules import Plateau, ReduceOnPlateau
 
 __all__ = ["Clock"]
@@ -23,11 +24,15 @@ class Clock:
         Epochs of `fit` that are over: what a schedule of epochs counts.
     plateau : Plateau
         Of a `ReduceOnPlateau`.
+    override : float or None
+        The learning rate in place of the optimizer's, which has no schedule then.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
+        self.base = optimizer.learning_rate
         self.schedule, self.per_update = optimizer.schedule, optimizer.accumulation_steps
         self.epoch, self.plateau = 0, Plateau()
+        self.override: float | None = None
 
     @property
     def count(self) -> int | None:
@@ -36,8 +41,23 @@ class Clock:
             return None
         return self.plateau.reductions if isinstance(self.schedule, ReduceOnPlateau) else self.epoch
 
+    @property
+    def standing(self) -> tuple:
+        """What the coefficients of a step depend on beside its number."""
+        return self.count, self.override
+
+    def settings(self, settings: Settings) -> Settings:
+        """The optimizer's settings for a parameter, at the rate that holds now; its own rate keeps the ratio."""
+        if self.override is None:
+            return settings
+        is_own = settings.learning_rate != self.base
+        rate = self.override * (settings.learning_rate / self.base) if is_own else self.override
+        return replace(settings, learning_rate=rate)
+
     def rate(self, n_batches: int) -> float:
         """The learning rate of the last update after so many training batches, at least 1."""
+        if self.schedule is None:
+            return self.base if self.override is None else self.override
         last = (n_batches - 1) // self.per_update
         return float(self.schedule.rates(last if self.count is None else self.count))
 

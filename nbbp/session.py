@@ -125,7 +125,7 @@ class Session:
         self.settings = {coefficients_buffer(s): s for s in settings}
         self.lock = threading.RLock()
         self.steps_ahead = 0
-        self._coefficients: tuple[int, int, int | None, dict] = (0, -1, None, {})
+        self._coefficients: tuple[int, int, tuple, dict] = (0, -1, (), {})
         self._quick: QuickStep | None = None
         self._making = threading.Lock()
         self._of_this_thread = threading.local()
@@ -221,17 +221,17 @@ class Session:
 
         Computed some steps ahead, because a call for one step costs more than a short step.
         """
-        first, last, count, tables = self._coefficients
-        if count != self.clock.count or not first <= self.step + 1 <= self.step + n_steps <= last:
+        first, last, standing, tables = self._coefficients
+        if standing != self.clock.standing or not first <= self.step + 1 <= self.step + n_steps <= last:
             n = max(n_steps, _STEPS_AHEAD)
             first, last = self.step + 1, self.step + n
             with np.errstate(all="ignore"):  # a growing rate may overflow in steps that never come
-                count = self.clock.count
+                standing, count = self.clock.standing, self.clock.count
                 tables = {
-                    name: coefficients_of_batches(self.optimizer, s, first, n, count)
+                    name: coefficients_of_batches(self.optimizer, self.clock.settings(s), first, n, count)
                     for name, s in self.settings.items()
                 }
-            self._coefficients = first, last, count, tables
+            self._coefficients = first, last, standing, tables
         for name, table in tables.items():
             bound.attach(name, table[self.step + 1 - first :])
         bound.count_from(self.step)

@@ -1,25 +1,51 @@
-"""The epoch loop: shuffles, feeds chunks to the engine, keeps the history, shows a bar."""
+"""The epoch loop: shuffles, feeds chunks to the engine, keeps the history, calls callbacks."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nbbp.callbacks import LearningRateScheduler, ProgressBar
+from nbbp.callbacks.base import Callback, Hooks, Run
 from nbbp.divergence import TrainingDiverged, first_layer_gone
-from nbbp.history import History
 from nbbp.scalars.philox import permutation
+from nbbp.scheduling import Clock
 from nbbp.session import Session, sum_of
 from nbbp.sources import Chunk, Source
 from nbbp.validation import LARGEST, first_outside
+
+if TYPE_CHECKING:
+    from nbbp.model import Model
 
 #: Rows, steps (whose coefficients lie ready in the cache) and floating-point operations (a second of one core) after
 #: which the bar moves and Ctrl-C is heard; batches are never cut.
 CHUNK_ROWS = 1 << 16
 CHUNK_STEPS = 1 << 14
 CHUNK_WORK = 1e11
+
+
+def checked_hooks(
+    model: Model, callbacks: list[Callback], shows_bar: bool, epochs: int, source: Source, is_validated: bool
+) -> Hooks:
+    """What a run of a model, which may not be built yet, calls.
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        If a callback or a schedule refuses the run.
+    """
+    if shows_bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        callbacks = [*callbacks, ProgressBar()]
+    names = ["loss", *(metric.name for metric in model.metrics)]
+    names += [f"val_{name}" for name in names] if is_validated else []
+    has_rate = model.optimizer.schedule is not None
+    if has_rate or any(isinstance(callback, LearningRateScheduler) for callback in callbacks):
+        names.append("learning_rate")
+    hooks = Hooks(callbacks, Run(model, epochs, source.n_samples, names))
+    Clock(model.optimizer).check(names)
+    hooks.check()
+    return hooks
 
 
 class Training:
@@ -32,12 +58,9 @@ class Training:
     validation : Source or None
     batch_size : int
     shuffle : bool
-    shows_bar : bool
-
-    Attributes
-    ----------
-    history : History
-        Grows by one entry per epoch, so that it holds what was reached if the run is cut short.
+    hooks : Hooks
+        Of the run, whose history grows by one entry per epoch, so that it holds what was reached if the run is cut
+        short; the run goes on behind the epochs that are there.
     """
 
     def __init__(
@@ -47,67 +70,97 @@ class Training:
         validation: Source | None,
         batch_size: int,
         shuffle: bool,
-        shows_bar: bool,
+        hooks: Hooks,
     ) -> None:
         self.session, self.source, self.validation = session, source, validation
-        self.batch_size = batch_size
-        # (A process without a console has no stderr.)
-        self.shuffle, self.shows_bar = shuffle, shows_bar and sys.stderr is not None
-        self.history = History()
+        self.batch_size, self.shuffle = batch_size, shuffle
+        self.hooks, self.progress = hooks, hooks.run
 
-    def run(self, epochs: int) -> None:
-        """Train for `epochs` epochs.
+    def run(self) -> None:
+        """Train up to the last epoch.
 
         Raises
         ------
         TrainingDiverged
             A loss or, in the end, a parameter was not finite; the last good parameters are back.
         """
-        session = self.session
-        names = ["loss", *(metric.name for metric in session.metrics)]
-        session.clock.check(names if self.validation is None else [*names, *(f"val_{name}" for name in names)])
+        session, hooks, run = self.session, self.hooks, self.progress
         session.begin_fit()
-        for epoch in range(1, epochs + 1):
-            with self._bar(epoch, epochs) as bar:
-                report = self._epoch(epoch, bar)
-                session.steps_ahead = 0  # quick steps must not go on with the rates of an epoch that is over
-                if session.clock.schedule is not None:
-                    report["learning_rate"] = session.clock.rate(session.step)
-                if self.validation is not None:
-                    measured = session.evaluate(self.validation)
-                    report |= {f"val_{name}": value for name, value in measured.items()}
-                session.clock.end_epoch(report)
-                if bar is not None:
-                    bar.set_postfix(_short(report))
-            self.history.record(epoch, report)
+        if not run.history.epochs:
+            self._set_no_rate()
+        try:
+            with hooks.running():
+                try:
+                    self._train()
+                except TrainingDiverged as error:
+                    if not hooks.ends_quietly:
+                        raise
+                    run.has_diverged = True
+                    run.stop(str(error))
+        finally:
+            self._set_no_rate()
+
+    def _set_no_rate(self) -> None:
+        """Go by the optimizer's learning rate: another one is of a run."""
+        self.session.clock.override, self.session.steps_ahead = None, 0
+
+    def _train(self) -> None:
+        """The epochs that are left."""
+        session, run = self.session, self.progress
+        is_trained = False
+        while run.epoch < run.epochs and run.stop_reason is None:
+            run.epoch, run.report = run.epoch + 1, {}
+            self.hooks.call(self.hooks.epoch_begin)
+            if run.stop_reason is not None:
+                break
+            is_trained = True
+            if not self._epoch():
+                break
+            self._end_epoch()
         # the last update has had no loss to show what it did
         largest = LARGEST[session.dtype.char]
-        if first_outside(session.parameters[None], -largest, largest) >= 0:
-            raise self._diverged(f"a parameter turned infinite or NaN in the last update of epoch {epochs}")
+        if is_trained and first_outside(session.parameters[None], -largest, largest) >= 0:
+            raise self._diverged(f"a parameter turned infinite or NaN in the last update of epoch {run.epoch}")
 
-    def _bar(self, epoch: int, epochs: int) -> AbstractContextManager:
-        """A progress bar, or None where none is wanted."""
-        if not self.shows_bar:
-            return nullcontext()
-        from tqdm import tqdm
+    def _end_epoch(self) -> None:
+        """Validate, and put the epoch into the history."""
+        session, run = self.session, self.progress
+        session.steps_ahead = 0  # quick steps must not go on with the rates of an epoch that is over
+        if session.clock.schedule is not None or session.clock.override is not None:
+            run.report["learning_rate"] = session.clock.rate(session.step)
+        if self.validation is not None:
+            measured = session.evaluate(self.validation)
+            run.report.update({f"val_{name}": value for name, value in measured.items()})
+        session.clock.end_epoch(run.report)
+        run.history.record(run.epoch, run.report)
+        self.hooks.end_epoch()
 
-        return tqdm(total=self.source.n_samples, desc=f"epoch {epoch}/{epochs}", unit="sample", unit_scale=True)
+    def _chunk_rows(self, batch: int) -> int:
+        """Rows of a chunk: whole batches."""
+        work = 6 * len(self.session.parameters)
+        limit = min(CHUNK_ROWS, CHUNK_STEPS * batch, int(CHUNK_WORK / work), self.source.row_limit or CHUNK_ROWS)
+        if self.hooks.every_batches is not None:
+            limit = min(limit, self.hooks.every_batches * batch)
+        return max(batch, limit // batch * batch)
 
-    def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
-        session, batch = self.session, self.batch_size
+    def _epoch(self) -> bool:
+        """Train on everything once; whether nobody stopped it before the end."""
+        session, hooks, run, batch = self.session, self.hooks, self.progress, self.batch_size
         order = None
         if self.source.n_samples is not None:
             batch = min(batch, self.source.n_samples)
             if self.shuffle:
                 order = permutation(self.source.n_samples, session.seed, session.epoch)
-        work = 6 * len(session.parameters)
-        limit = min(CHUNK_ROWS, CHUNK_STEPS * batch, int(CHUNK_WORK / work), self.source.row_limit or CHUNK_ROWS)
-        rows = max(batch, limit // batch * batch)
         total, n_samples, n_batches, sums = 0.0, 0, 0, np.zeros(len(session.metrics))
-        for chunk in self.source.chunks(order, rows):
+        run.samples = 0
+        for chunk in self.source.chunks(order, self._chunk_rows(batch)):
             n = len(chunk.order)
             if self.source.n_samples is None:
                 batch = n
+            run.first_batch, run.last_batch = n_batches + 1, n_batches - (-n // batch)
+            hooks.call(hooks.batch_begin)
+            if run.stop_reason is not None:
+                return False
             losses, metrics = session.train_chunk(chunk, batch)
             if n_batches == 0:
                 session.epoch += 1  # here, so that data which cannot be read change nothing
@@ -115,14 +168,19 @@ class Training:
             if not np.isfinite(chunk_total):
                 row = int(np.argmin(np.isfinite(losses)))
                 value = chunk_total if np.isfinite(losses[row]) else losses[row]
-                where = f"batch {n_batches + row // batch + 1} of epoch {epoch}"
+                where = f"batch {n_batches + row // batch + 1} of epoch {run.epoch}"
                 raise self._diverged(f"the loss turned {value} in {where}", chunk, row)
-            total, n_samples, n_batches = total + chunk_total, n_samples + n, n_batches - (-n // batch)
+            total, n_samples, n_batches = total + chunk_total, n_samples + n, run.last_batch
             sums += [sum_of(values) for values in metrics]
-            if bar is not None:
-                bar.set_postfix(_short(session.report(total, sums, n_samples)), refresh=False)
-                bar.update(n)
-        return session.report(total, sums, n_samples)
+            if hooks.batch_end:
+                run.samples = n_samples
+                run.report.update(session.report(total, sums, n_samples))
+                hooks.call(hooks.batch_end)
+                if run.stop_reason is not None and n_samples != self.source.n_samples:
+                    return False
+        run.samples = n_samples
+        run.report.update(session.report(total, sums, n_samples))
+        return True
 
     def _diverged(self, what: str, chunk: Chunk | None = None, row: int = 0) -> TrainingDiverged:
         """The error to raise: where the numbers went, with the last good parameters back in place."""
@@ -132,9 +190,5 @@ class Training:
             f"{what}; {where}. The last parameters kept while the loss was finite are back in place and the "
             "optimizer's moments are reset. A smaller learning_rate or scaled inputs usually help"
         )
-        error.history = self.history
+        error.history = self.progress.history
         return error
-
-
-def _short(report: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.4g}" for name, value in report.items()}

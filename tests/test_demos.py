@@ -19,6 +19,7 @@ SMALL = {
     "online": (["--samples", "1500"], "partial_fit from Python"),
     "regularization": (["--seeds", "1", "--epochs", "3"], "early stopping"),
     "schedules": (["--seeds", "1", "--epochs", "2"], "warm-up, cosine"),
+    "resume": (["--epochs", "15"], "killed and resumed"),
     "deep_residual": (["--layers", "6", "--epochs", "2", "--checkpoint-every", "3"], "batch norm, residual"),
     "double_descent": (["--seeds", "1", "--epochs", "20"], "worst width beyond 4 units"),
     "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),

@@ -28,6 +28,7 @@ DESCRIPTIONS = (
     "nbbp.metrics",
     "nbbp.network",
     "nbbp.nodes",
+    "nbbp.progress",
     "nbbp.schedules",
     "nbbp.formula_data",
     "nbbp.formulas",
