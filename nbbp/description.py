@@ -16,8 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import initializers, losses, metrics, optimizers
+from nbbp import initializers, losses, metrics
 from nbbp.compatibility import check_parts
+from nbbp.description_parts import (
+    LARGEST_COUNT,
+    check_keys,
+    check_list,
+    clock_from_data,
+    clock_to_data,
+    from_data,
+    no_data,
+    optimizer_from_data,
+    optimizer_to_data,
+    to_data,
+)
 from nbbp.formulas import CustomActivation, CustomLoss
 from nbbp.layers import (
     Activation,
@@ -43,6 +55,7 @@ from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.precision import LossScaling, checked_precision, checked_scale, checked_scaling
 from nbbp.scalars.activations import ACTIVATIONS
+from nbbp.schedules import Plateau
 
 __all__ = [
     "DEEPEST_LAYER",
@@ -55,14 +68,13 @@ __all__ = [
     "to_text",
 ]
 
-#: Characters of a description, layers of a network (those within others too, so many deep), numbers of a shape, groups
-#: of an optimizer (each is tried on every parameter), and steps or epochs, at most.
+#: Characters of a description, layers of a network (those within others too, so many deep), numbers of a shape, and
+#: groups of an optimizer (each is tried on every parameter), at most.
 LARGEST_TEXT = 1 << 22
 MOST_LAYERS = 4096
 DEEPEST_LAYER = 32
 MOST_DIMENSIONS = 32
 MOST_GROUPS = 256
-LARGEST_COUNT = 1 << 48
 
 #: Layers whose fields are data, by the name of their class.
 _LAYERS: Mapping[str, type] = {
@@ -91,6 +103,8 @@ class Description:
     dtype : {"float32", "float64"}
     seed, step, epoch : int
         Key of the random numbers, training batches and epochs so far.
+    clock : (int, Plateau)
+        Where the schedule stands, as `nbbp.scheduling.Clock`.
     precision : str
     loss_scaling : LossScaling or None
     loss_scale : (float, int) or None
@@ -105,6 +119,7 @@ class Description:
     seed: int
     step: int
     epoch: int
+    clock: tuple[int, Plateau]
     precision: str
     loss_scaling: LossScaling | None
     loss_scale: tuple[float, int] | None
@@ -131,8 +146,9 @@ def to_text(description: Description) -> str:
             "checkpoint_every": network.checkpoint_every,
         },
         "loss": _loss_to_data(description.loss),
-        "optimizer": _to_data(description.optimizer, optimizers.BY_NAME, "the optimizer"),
-        "metrics": [_to_data(metric, metrics.BY_NAME, "a metric") for metric in description.metrics],
+        "optimizer": optimizer_to_data(description.optimizer),
+        "metrics": [to_data(metric, metrics.BY_NAME, "a metric") for metric in description.metrics],
+        "clock": clock_to_data(description.clock),
         "loss_scaling": None if description.loss_scaling is None else asdict(description.loss_scaling),
         **{key: getattr(description, key) for key in ("dtype", "seed", "step", "epoch", "precision", "loss_scale")},
     }
@@ -160,30 +176,17 @@ def from_text(text: str) -> Description:
 # to data ----------------------------------------------------------------------------------------------------
 
 
-def _to_data(part: Any, kinds: Mapping[str, type], what: str) -> dict[str, Any]:
-    """A frozen description of one of these kinds: its name there, and its fields."""
-    for name, kind in kinds.items():
-        if type(part) is kind:
-            return {"name": name, "settings": {field.name: getattr(part, field.name) for field in fields(part)}}
-    raise _no_data(what, part, f"expected one of nbbp's own: {', '.join(kinds)}")
-
-
-def _no_data(what: str, part: Any, hint: str) -> TypeError:
-    came = f"{what} is {part!r} ({type(part).__name__})"
-    return TypeError(f"{came}, whose code a file cannot hold; {hint}")
-
-
 def _loss_to_data(loss: Loss) -> dict[str, Any]:
     if type(loss) is CustomLoss:
         return {"formula": loss.to_data()}
-    return _to_data(loss, losses.BY_NAME, "the loss")
+    return to_data(loss, losses.BY_NAME, "the loss")
 
 
 def _activation_to_data(activation: Activation, what: str) -> dict[str, Any]:
     if type(activation) is CustomActivation:
         return {"formula": activation.to_data()}
     if type(activation) is not Activation:
-        raise _no_data(what, activation, "expected a built-in activation or one of nbbp.activation")
+        raise no_data(what, activation, "expected a built-in activation or one of nbbp.activation")
     keyword = activation.formula.parameter
     return {"name": activation.name, "settings": {keyword: activation.parameter} if keyword else {}}
 
@@ -199,14 +202,14 @@ def _layer_to_data(layer: Any, path: str) -> dict[str, Any]:
     name = type(layer).__name__
     if type(layer) is not _LAYERS.get(name):
         hint = f"expected only layers that are data: {', '.join(_LAYERS)}, Activation"
-        raise _no_data(what, layer, f"{hint}. Keep model.parameter_vector, and make the model by its code")
+        raise no_data(what, layer, f"{hint}. Keep model.parameter_vector, and make the model by its code")
     data = {"type": name}
     for field in fields(layer):
         value, where = getattr(layer, field.name), f"{field.name} of {what}"
         if field.name == "activation":
             value = _activation_to_data(value, where)
         elif field.name.endswith("_initializer"):
-            value = _to_data(value, _INITIALIZERS, where)
+            value = to_data(value, _INITIALIZERS, where)
         elif field.name == "layers":
             value = _chain_to_data(value, f"{path}.")
         elif field.name == "chains":
@@ -245,50 +248,25 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def _check_keys(data: Any, keys: Iterable[str], what: str) -> None:
-    keys = list(keys)
-    if not isinstance(data, dict) or set(data) != set(keys):
-        came = f"one with {', '.join(map(repr, data)) or 'no keys'}" if isinstance(data, dict) else repr(data)
-        raise ValueError(f"{what} must be an object with {', '.join(map(repr, keys)) or 'no keys'}; got {came}")
-
-
-def _check_list(data: Any, most: int, what: str) -> None:
-    if not isinstance(data, list) or len(data) > most:
-        came = f"{len(data):,}" if isinstance(data, list) else repr(data)
-        raise ValueError(f"{what} must be a list of at most {most:,}; got {came}")
-
-
-def _from_data(data: Any, kinds: Mapping[str, type], what: str) -> Any:
-    """What `_to_data` was given."""
-    _check_keys(data, ("name", "settings"), f"the {what}")
-    name, settings = data["name"], data["settings"]
-    if not isinstance(name, str):
-        raise ValueError(f"name of the {what} must be a string; got {name!r}")
-    if name not in kinds:
-        raise unknown_name(what, name, kinds)
-    _check_keys(settings, [field.name for field in fields(kinds[name])], f"settings of the {what} {name!r}")
-    return kinds[name](**settings)
-
-
 def _loss_from_data(data: Any) -> Loss:
     if isinstance(data, dict) and "formula" in data:
-        _check_keys(data, ("formula",), "the loss")
+        check_keys(data, ("formula",), "the loss")
         return CustomLoss.from_data(data["formula"])
-    return _from_data(data, losses.BY_NAME, "loss")
+    return from_data(data, losses.BY_NAME, "loss")
 
 
 def _activation_from_data(data: Any, what: str) -> Activation:
     if isinstance(data, dict) and "formula" in data:
-        _check_keys(data, ("formula",), what)
+        check_keys(data, ("formula",), what)
         return CustomActivation.from_data(data["formula"])
-    _check_keys(data, ("name", "settings"), what)
+    check_keys(data, ("name", "settings"), what)
     name, settings = data["name"], data["settings"]
     if not isinstance(name, str):
         raise ValueError(f"name of {what} must be a string; got {name!r}")
     if name not in ACTIVATIONS:
         raise unknown_name("activation", name, ACTIVATIONS)
     keyword = ACTIVATIONS[name].parameter
-    _check_keys(settings, (keyword,) if keyword else (), f"settings of {what}")
+    check_keys(settings, (keyword,) if keyword else (), f"settings of {what}")
     for key, value in settings.items():
         if type(value) not in (int, float):
             raise ValueError(f"{key} of {what} must be a number; got {value!r}")
@@ -297,7 +275,7 @@ def _activation_from_data(data: Any, what: str) -> Activation:
 
 def _chain_from_data(data: Any, prefix: str, counted: Iterator[int]) -> list[Layer]:
     """Layers one after the other; `counted` goes on with every layer of the network."""
-    _check_list(data, MOST_LAYERS, f"the layers of layer {prefix[:-1]}" if prefix else "the layers")
+    check_list(data, MOST_LAYERS, f"the layers of layer {prefix[:-1]}" if prefix else "the layers")
     if prefix.count(".") > DEEPEST_LAYER:
         raise ValueError(f"the layers are nested too deeply; expected at most {DEEPEST_LAYER} levels")
     return [_layer_from_data(layer, f"{prefix}{index}", counted) for index, layer in enumerate(data)]
@@ -309,27 +287,27 @@ def _layer_from_data(data: Any, path: str, counted: Iterator[int]) -> Layer:
         raise ValueError(f"the network has too many layers; expected at most {MOST_LAYERS:,} in all")
     name = data.get("type") if isinstance(data, dict) else None
     if name == "Activation":
-        _check_keys(data, ("type", "activation"), what)
+        check_keys(data, ("type", "activation"), what)
         return _activation_from_data(data["activation"], what)
     if not isinstance(name, str) or name not in _LAYERS:
         types = ", ".join(map(repr, (*_LAYERS, "Activation")))
         raise ValueError(f"{what} must be an object whose 'type' is one of {types}; got {data!r}")
     kind = _LAYERS[name]
-    _check_keys(data, ("type", *(field.name for field in fields(kind))), what)
+    check_keys(data, ("type", *(field.name for field in fields(kind))), what)
     values = {key: value for key, value in data.items() if key != "type"}
     for key, value in values.items():
         where = f"{key} of {what}"
         if key == "activation":
             values[key] = _activation_from_data(value, where)
         elif key.endswith("_initializer"):
-            values[key] = _from_data(value, _INITIALIZERS, f"{key.replace('_', ' ')} of {what}")
+            values[key] = from_data(value, _INITIALIZERS, f"{key.replace('_', ' ')} of {what}")
         elif key == "layers":
             values[key] = _chain_from_data(value, f"{path}.", counted)
         elif key == "shape":
-            _check_list(value, MOST_DIMENSIONS, where)
+            check_list(value, MOST_DIMENSIONS, where)
     if kind is Concat:
         chains = values.pop("chains")
-        _check_list(chains, MOST_LAYERS, f"chains of {what}")
+        check_list(chains, MOST_LAYERS, f"chains of {what}")
         chains = [_chain_from_data(chain, f"{path}.{number}.", counted) for number, chain in enumerate(chains)]
         return Concat(*chains, **values)
     if kind is Embedding:
@@ -339,9 +317,9 @@ def _layer_from_data(data: Any, path: str, counted: Iterator[int]) -> Layer:
 
 def _tables_from_data(data: Any, what: str) -> tuple[Any, Any]:
     """The first arguments of an `Embedding`: categories, and numbers per category, of every column."""
-    _check_list(data, MOST_COLUMNS, what)
+    check_list(data, MOST_COLUMNS, what)
     for table in data:
-        _check_list(table, 3, what)
+        check_list(table, 3, what)
         if len(table) != 3 or any(isinstance(number, bool) for number in table):
             raise ValueError(f"{what} must be of a column or null, categories and numbers per category; got {table!r}")
     if len(data) == 1 and data[0][0] is None:
@@ -356,7 +334,7 @@ def _precision(data: Any) -> dict[str, Any]:
     """Precision, loss scaling and loss scale."""
     precision, scaling = checked_precision(data["precision"], np.dtype(data["dtype"])), data["loss_scaling"]
     if scaling is not None or precision == "fp16":
-        _check_keys(scaling, [field.name for field in fields(LossScaling)], "the loss scaling")
+        check_keys(scaling, [field.name for field in fields(LossScaling)], "the loss scaling")
         scaling = LossScaling(**scaling)
     scaling = checked_scaling(scaling, precision)
     return {
@@ -367,10 +345,10 @@ def _precision(data: Any) -> dict[str, Any]:
 
 
 def _description(data: Any) -> Description:
-    _check_keys(data, _KEYS, "the description")
+    check_keys(data, _KEYS, "the description")
     network = data["network"]
-    _check_keys(network, ("n_in", "layers", "checkpoint_every"), "the network")
-    _check_list(data["metrics"], len(metrics.BY_NAME), "the metrics")
+    check_keys(network, ("n_in", "layers", "checkpoint_every"), "the network")
+    check_list(data["metrics"], len(metrics.BY_NAME), "the metrics")
     if data["dtype"] not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64'; got {data['dtype']!r}")
     for key, stop in (("seed", 1 << 63), ("step", LARGEST_COUNT), ("epoch", LARGEST_COUNT)):
@@ -379,17 +357,19 @@ def _description(data: Any) -> Description:
     if type(network["n_in"]) is not int:
         raise ValueError(f"n_in of the network must be an integer; got {network['n_in']!r}")
     layers = _chain_from_data(network["layers"], "", itertools.count())
+    optimizer = optimizer_from_data(data["optimizer"])
     described = Description(
         network=Sequential(layers, network["n_in"], network["checkpoint_every"]),
         loss=_loss_from_data(data["loss"]),
-        optimizer=_from_data(data["optimizer"], optimizers.BY_NAME, "optimizer"),
-        metrics=tuple(_from_data(metric, metrics.BY_NAME, "metric") for metric in data["metrics"]),
+        optimizer=optimizer,
+        metrics=tuple(from_data(metric, metrics.BY_NAME, "metric") for metric in data["metrics"]),
         **{key: data[key] for key in ("dtype", "seed", "step", "epoch")},
+        clock=clock_from_data(data["clock"]),
         **_precision(data),
     )
     check_parts(described.network, described.loss, described.metrics)
-    groups = described.optimizer.groups
+    groups = optimizer.groups
     if len(groups) > MOST_GROUPS:
         raise ValueError(f"the optimizer has {len(groups):,} groups; expected at most {MOST_GROUPS}")
-    described.optimizer.settings(described.network.parameters[0].name)  # tries every pattern, which may be none
+    optimizer.settings(described.network.parameters[0].name)  # tries every pattern, which may be none
     return described

@@ -48,7 +48,8 @@ def save(model: Model, path: str | os.PathLike) -> None:
     with session.lock:
         description = Description(
             model.network, model.loss, model.optimizer, model.metrics, model.dtype.name, model.seed,
-            session.step, session.epoch, model.precision, model.loss_scaling, scale_so_far(session.loss_scale),
+            session.step, session.epoch, (session.clock.epoch, session.clock.plateau), model.precision,
+            model.loss_scaling, scale_so_far(session.loss_scale),
         )  # fmt: skip
         text = to_text(description)
         _check_finite(model.network, session.parameters)
@@ -192,6 +193,7 @@ def _model(description: Description, parameters: np.ndarray, slots: Sequence[np.
     model._build(description.network.n_in, parameters)
     session = model._session
     session.step, session.epoch = description.step, description.epoch
+    session.clock.epoch, session.clock.plateau = description.clock
     if description.loss_scale is not None:
         session.loss_scale[:2] = description.loss_scale
     session.state[:] = state
