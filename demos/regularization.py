@@ -124,7 +124,7 @@ def main():
     for name, settings in METHODS.items():
         runs = [train(arguments.epochs, data, seed, **settings) for seed in range(arguments.seeds)]
         measured[name] = runs
-        training = np.mean([curves[0, np.isfinite(curves[0])][-1] for curves, *_ in runs])
+        training = np.mean([curves[0, epoch - 1] for curves, _, epoch in runs])  # of the parameters that are kept
         loss, accuracy = (np.mean([result[key] for _, result, _ in runs]) for key in ("loss", "accuracy"))
         print(f"{name:16s}{training:15.4f}{loss:15.4f}{100 * (1 - accuracy):9.1f}%")
     picture = plotting.save(draw(measured, arguments.epochs), arguments.output / "regularization.png")

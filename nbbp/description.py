@@ -41,6 +41,7 @@ from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
+from nbbp.plain_data import check_keys, check_list, parsed
 from nbbp.precision import LossScaling, checked_precision, checked_scale, checked_scaling
 from nbbp.progress import LARGEST_COUNT, NOWHERE, Progress
 from nbbp.scalars.activations import ACTIVATIONS
@@ -167,7 +168,7 @@ def from_text(text: str) -> Description:
     if len(text) > LARGEST_TEXT:
         raise ValueError(f"the description has {len(text):,} characters; expected at most {LARGEST_TEXT:,}")
     try:
-        return _description(_parsed(text))
+        return _description(parsed(text))
     except _REFUSALS as error:
         raise ValueError(str(error)) from None
 
@@ -237,55 +238,15 @@ def _layer_to_data(layer: Any, path: str) -> dict[str, Any]:
 # from data --------------------------------------------------------------------------------------------------
 
 
-def _parsed(text: str) -> Any:
-    """JSON, but with no key twice, no number that is not finite and no integer of more than 64 bits."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the description is no JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("the description is nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        raise ValueError(f"the description has a key twice among {sorted({key for key, _ in pairs})}")
-    return data
-
-
-def _not_finite(constant: str) -> None:
-    raise ValueError(f"the description holds {constant}; expected finite numbers")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > 20:
-        raise ValueError(f"the description holds an integer of {len(digits):,} digits")
-    return int(digits)
-
-
-def _check_keys(data: Any, keys: Iterable[str], what: str) -> None:
-    keys = list(keys)
-    if not isinstance(data, dict) or set(data) != set(keys):
-        came = f"one with {', '.join(map(repr, data)) or 'no keys'}" if isinstance(data, dict) else repr(data)
-        raise ValueError(f"{what} must be an object with {', '.join(map(repr, keys)) or 'no keys'}; got {came}")
-
-
-def _check_list(data: Any, most: int, what: str) -> None:
-    if not isinstance(data, list) or len(data) > most:
-        came = f"{len(data):,}" if isinstance(data, list) else repr(data)
-        raise ValueError(f"{what} must be a list of at most {most:,}; got {came}")
-
-
 def _from_data(data: Any, kinds: Mapping[str, type], what: str) -> Any:
     """What `_to_data` was given."""
-    _check_keys(data, ("name", "settings"), f"the {what}")
+    check_keys(data, ("name", "settings"), f"the {what}")
     name, settings = data["name"], data["settings"]
     if not isinstance(name, str):
         raise ValueError(f"name of the {what} must be a string; got {name!r}")
     if name not in kinds:
         raise unknown_name(what, name, kinds)
-    _check_keys(settings, [field.name for field in fields(kinds[name])], f"settings of the {what} {name!r}")
+    check_keys(settings, [field.name for field in fields(kinds[name])], f"settings of the {what} {name!r}")
     if isinstance(settings.get("learning_rate"), dict):
         settings = {**settings, "learning_rate": _from_data(settings["learning_rate"], schedules.BY_NAME, "schedule")}
     return kinds[name](**settings)
@@ -293,23 +254,23 @@ def _from_data(data: Any, kinds: Mapping[str, type], what: str) -> Any:
 
 def _loss_from_data(data: Any) -> Loss:
     if isinstance(data, dict) and "formula" in data:
-        _check_keys(data, ("formula",), "the loss")
+        check_keys(data, ("formula",), "the loss")
         return CustomLoss.from_data(data["formula"])
     return _from_data(data, losses.BY_NAME, "loss")
 
 
 def _activation_from_data(data: Any, what: str) -> Activation:
     if isinstance(data, dict) and "formula" in data:
-        _check_keys(data, ("formula",), what)
+        check_keys(data, ("formula",), what)
         return CustomActivation.from_data(data["formula"])
-    _check_keys(data, ("name", "settings"), what)
+    check_keys(data, ("name", "settings"), what)
     name, settings = data["name"], data["settings"]
     if not isinstance(name, str):
         raise ValueError(f"name of {what} must be a string; got {name!r}")
     if name not in ACTIVATIONS:
         raise unknown_name("activation", name, ACTIVATIONS)
     keyword = ACTIVATIONS[name].parameter
-    _check_keys(settings, (keyword,) if keyword else (), f"settings of {what}")
+    check_keys(settings, (keyword,) if keyword else (), f"settings of {what}")
     for key, value in settings.items():
         if type(value) not in (int, float):
             raise ValueError(f"{key} of {what} must be a number; got {value!r}")
@@ -318,7 +279,7 @@ def _activation_from_data(data: Any, what: str) -> Activation:
 
 def _chain_from_data(data: Any, prefix: str, counted: Iterator[int]) -> list[Layer]:
     """Layers one after the other; `counted` goes on with every layer of the network."""
-    _check_list(data, MOST_LAYERS, f"the layers of layer {prefix[:-1]}" if prefix else "the layers")
+    check_list(data, MOST_LAYERS, f"the layers of layer {prefix[:-1]}" if prefix else "the layers")
     if prefix.count(".") > DEEPEST_LAYER:
         raise ValueError(f"the layers are nested too deeply; expected at most {DEEPEST_LAYER} levels")
     return [_layer_from_data(layer, f"{prefix}{index}", counted) for index, layer in enumerate(data)]
@@ -330,13 +291,13 @@ def _layer_from_data(data: Any, path: str, counted: Iterator[int]) -> Layer:
         raise ValueError(f"the network has too many layers; expected at most {MOST_LAYERS:,} in all")
     name = data.get("type") if isinstance(data, dict) else None
     if name == "Activation":
-        _check_keys(data, ("type", "activation"), what)
+        check_keys(data, ("type", "activation"), what)
         return _activation_from_data(data["activation"], what)
     if not isinstance(name, str) or name not in _LAYERS:
         types = ", ".join(map(repr, (*_LAYERS, "Activation")))
         raise ValueError(f"{what} must be an object whose 'type' is one of {types}; got {data!r}")
     kind = _LAYERS[name]
-    _check_keys(data, ("type", *(field.name for field in fields(kind))), what)
+    check_keys(data, ("type", *(field.name for field in fields(kind))), what)
     values = {key: value for key, value in data.items() if key != "type"}
     for key, value in values.items():
         where = f"{key} of {what}"
@@ -347,10 +308,10 @@ def _layer_from_data(data: Any, path: str, counted: Iterator[int]) -> Layer:
         elif key == "layers":
             values[key] = _chain_from_data(value, f"{path}.", counted)
         elif key == "shape":
-            _check_list(value, MOST_DIMENSIONS, where)
+            check_list(value, MOST_DIMENSIONS, where)
     if kind is Concat:
         chains = values.pop("chains")
-        _check_list(chains, MOST_LAYERS, f"chains of {what}")
+        check_list(chains, MOST_LAYERS, f"chains of {what}")
         chains = [_chain_from_data(chain, f"{path}.{number}.", counted) for number, chain in enumerate(chains)]
         return Concat(*chains, **values)
     if kind is Embedding:
@@ -360,9 +321,9 @@ def _layer_from_data(data: Any, path: str, counted: Iterator[int]) -> Layer:
 
 def _tables_from_data(data: Any, what: str) -> tuple[Any, Any]:
     """The first arguments of an `Embedding`: categories, and numbers per category, of every column."""
-    _check_list(data, MOST_COLUMNS, what)
+    check_list(data, MOST_COLUMNS, what)
     for table in data:
-        _check_list(table, 3, what)
+        check_list(table, 3, what)
         if len(table) != 3 or any(isinstance(number, bool) for number in table):
             raise ValueError(f"{what} must be of a column or null, categories and numbers per category; got {table!r}")
     if len(data) == 1 and data[0][0] is None:
@@ -377,7 +338,7 @@ def _precision(data: Any) -> dict[str, Any]:
     """Precision, loss scaling and loss scale."""
     precision, scaling = checked_precision(data["precision"], np.dtype(data["dtype"])), data["loss_scaling"]
     if scaling is not None or precision == "fp16":
-        _check_keys(scaling, [field.name for field in fields(LossScaling)], "the loss scaling")
+        check_keys(scaling, [field.name for field in fields(LossScaling)], "the loss scaling")
         scaling = LossScaling(**scaling)
     scaling = checked_scaling(scaling, precision)
     return {
@@ -388,10 +349,10 @@ def _precision(data: Any) -> dict[str, Any]:
 
 
 def _description(data: Any) -> Description:
-    _check_keys(data, _KEYS, "the description")
+    check_keys(data, _KEYS, "the description")
     network = data["network"]
-    _check_keys(network, ("n_in", "layers", "checkpoint_every"), "the network")
-    _check_list(data["metrics"], len(metrics.BY_NAME), "the metrics")
+    check_keys(network, ("n_in", "layers", "checkpoint_every"), "the network")
+    check_list(data["metrics"], len(metrics.BY_NAME), "the metrics")
     if data["dtype"] not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64'; got {data['dtype']!r}")
     for key, stop in (("seed", 1 << 63), ("step", LARGEST_COUNT), ("epoch", LARGEST_COUNT)):

@@ -32,7 +32,8 @@ class LossScaling:
     """A factor of the loss's gradient that keeps small gradients above what 16 bits can hold, and follows training.
 
     The gradient is multiplied by the scale where it leaves the loss, and divided by it, in float32, before it is
-    clipped and applied. A batch whose gradient overflows updates nothing and multiplies the scale by `backoff_factor`;
+    clipped and applied. A batch whose gradient overflows updates nothing and multiplies the scale by `backoff_factor`
+    (bias corrections and schedules count it all the same, so begin with a scale that does not overflow for long);
     after `growth_interval` batches in a row without overflow the scale is multiplied by `growth_factor`
     (P. Micikevicius et al., "Mixed precision training", ICLR 2018; as PyTorch's ``GradScaler``).
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from nbbp.plain_data import check_keys
 from nbbp.schedules import Plateau
 
 __all__ = ["LARGEST_COUNT", "NOWHERE", "Progress", "from_data", "to_data"]
@@ -68,13 +69,13 @@ def from_data(clock: Any, history: Any) -> Progress:
     ValueError
         If it is anything else.
     """
-    _check_keys(clock, _CLOCK, "the clock")
+    check_keys(clock, _CLOCK, "the clock")
     epoch = _count(clock["epoch"], LARGEST_COUNT, "epoch of the clock")
     rate = clock["learning_rate"]
     if rate is not None and (type(rate) not in (int, float) or not 0.0 <= rate < math.inf):
         raise ValueError(f"learning_rate of the clock must be null or a number that is at least 0; got {rate!r}")
     plateau = clock["plateau"]
-    _check_keys(plateau, _PLATEAU, "the plateau")
+    check_keys(plateau, _PLATEAU, "the plateau")
     best = plateau["best"]
     best = _INFINITE.get(best, best) if isinstance(best, str) else best
     if best is not None and type(best) not in (int, float):
@@ -91,11 +92,6 @@ def from_data(clock: Any, history: Any) -> Progress:
         Plateau(None if best is None else float(best), bad, cooldown, reductions),
         tuple(history),
     )
-
-
-def _check_keys(data: Any, keys: tuple[str, ...], what: str) -> None:
-    if not isinstance(data, dict) or set(data) != set(keys):
-        raise ValueError(f"{what} must be an object with {', '.join(map(repr, keys))}; got {data!r}")
 
 
 def _count(value: Any, stop: int, what: str) -> int:

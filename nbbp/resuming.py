@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Resumption"]
 
 #: What may differ between a file and the model that goes on from it: where they stand, and what is only looked at.
-_OF_THE_RUN = ("metrics", "step", "epoch", "clock", "history")
+_OF_THE_RUN = ("metrics", "step", "epoch", "clock", "history", "loss_scale")
 _MOST_SHOWN = 3
 
 

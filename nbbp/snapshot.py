@@ -10,7 +10,7 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot:
-    """Copies of parameters, layers' states and the optimizer's state, whose memory is taken when it is made.
+    """Copies of parameters, layers' states, the optimizer's state and the loss scale, whose memory is taken when it is made.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ class Snapshot:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._buffers = [session.parameters, session.state, session.slot_buffer]
+        self._buffers = [session.parameters, session.state, session.slot_buffer, session.loss_scale]
         self._copies = [np.empty_like(buffer) for buffer in self._buffers]
         self._step: int | None = None
 

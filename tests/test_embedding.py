@@ -239,3 +239,8 @@ def test_where_it_may_stand():
     for key in (True, -1, "a", 1.0):
         with pytest.raises(TypeError, match="columns of Embedding must be integers from 0 on"):
             Embedding({key: 3}, 2)
+
+
+def test_sizes_of_columns_that_are_not_looked_up_are_refused():
+    with pytest.raises(ValueError, match="n_out of Embedding names column 1, which n_categories does not"):
+        Embedding({0: 3}, {0: 2, 1: 2})

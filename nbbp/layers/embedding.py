@@ -136,6 +136,9 @@ def _tables(n_categories: Any, n_out: Any) -> tuple[tuple[int | None, int, int],
         return ((None, _categories(n_categories), positive_integer("n_out of Embedding", n_out)),)
     if not n_categories:
         raise ValueError("n_categories of Embedding must name at least one column; got an empty mapping")
+    unused = sorted(set(n_out) - set(n_categories), key=str) if isinstance(n_out, Mapping) else []
+    if unused:
+        raise ValueError(f"n_out of Embedding names column {unused[0]!r}, which n_categories does not")
     tables = []
     for column, count in n_categories.items():
         if isinstance(column, bool) or not isinstance(column, numbers.Integral) or column < 0:

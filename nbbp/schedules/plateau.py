@@ -85,8 +85,10 @@ class ReduceOnPlateau(Schedule):
         rates = [self.learning_rate if learning_rate is None else learning_rate]
         for _ in range(int(counts.max(initial=0))):
             lower = max(rates[-1] * self.factor, self.end)
-            rates.append(lower if rates[-1] - lower > self.eps else rates[-1])
-        return np.array(rates)[counts]
+            if rates[-1] - lower <= self.eps:  # and so from here on
+                break
+            rates.append(lower)
+        return np.array(rates)[np.minimum(counts, len(rates) - 1)]
 
     def observe(self, state: Plateau, value: float) -> Plateau:
         """The state after an epoch in which the monitored quantity was `value`."""
