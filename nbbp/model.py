@@ -96,10 +96,9 @@ class Model(ModelBase):
         ----------
         X : array_like (n, n_in), or an iterable of batches (x, y) or (x, y, sample_weight)
             Arrays of any dtype, order or strides, lists, DataFrames, memory maps larger than memory. With `Flatten` or
-            `Reshape` as the first layer, samples of any shape.
+            `Reshape` first, samples of any shape.
         y : array_like (n,) or (n, n_out)
-            Targets: class labels, one-hot or soft rows for classification losses, values for the others. Behind a
-            `Reshape`, of the shape of the outputs.
+            Class labels, one-hot or soft rows for classification losses, values for the others, shaped as outputs are.
         epochs, batch_size : int
             A short last batch is trained on, with the mean over its own rows.
         validation_data : (X, y) or (X, y, sample_weight), optional
@@ -116,9 +115,8 @@ class Model(ModelBase):
         verbose : {"auto", 0, 1}
             1 or "auto": a `nbbp.callbacks.ProgressBar`, behind the other callbacks; 0: silent.
         resume_from : str or os.PathLike, optional
-            A file that `save` or a `nbbp.callbacks.ModelCheckpoint` wrote during a run: this one goes on with it, to
-            the bits of a run that was never stopped. `epochs` counts from the beginning of that run: saved after 4 of
-            10, it has six more. Saved within an epoch, it begins with a new one.
+            A file that `save` or a `ModelCheckpoint` wrote during a run, with which this one goes on to the bits of a
+            run that was never stopped. `epochs` counts from that run's beginning. Saved within an epoch, it begins anew.
 
         Returns
         -------
