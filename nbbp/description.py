@@ -109,9 +109,9 @@ class Description:
     seed: int
     step: int
     epoch: int
-    precision: str
-    loss_scaling: LossScaling | None
-    loss_scale: tuple[float, int] | None
+    precision: str = "float32"
+    loss_scaling: LossScaling | None = None
+    loss_scale: tuple[float, int] | None = None
     progress: Progress = NOWHERE
 
 

@@ -116,7 +116,7 @@ class Model(ModelBase):
             1 or "auto": a `nbbp.callbacks.ProgressBar`, behind the other callbacks; 0: silent.
         resume_from : str or os.PathLike, optional
             A file that `save` or a `ModelCheckpoint` wrote during a run, with which this one goes on to the bits of a
-            run that was never stopped. `epochs` counts from that run's beginning. Saved within an epoch, it begins anew.
+            run that was never stopped. `epochs` counts from its beginning. Saved within an epoch, it begins that anew.
 
         Returns
         -------

@@ -10,7 +10,9 @@ __all__ = ["Snapshot"]
 
 
 class Snapshot:
-    """Copies of parameters, layers' states, the optimizer's state and the loss scale, whose memory is taken when it is made.
+    """Copies of parameters, layers' states, the optimizer's state and the loss scale.
+
+    Their memory is taken when it is made.
 
     Parameters
     ----------
