@@ -241,7 +241,7 @@ def described():
     network = nbbp.Sequential([nbbp.Dense(3)], n_in=2)
     optimizer = nbbp.SGD(schedules.WarmUp(schedules.Cosine(0.1, steps=9), steps=3))
     progress = Progress(3, 0.5, schedules.Plateau(0.25, 1, 2, 3), ("loss", "val_loss"))
-    return description.Description(network, nbbp.losses.MSE(), optimizer, (), "float32", 1, 2, 3, progress)
+    return description.Description(network, nbbp.losses.MSE(), optimizer, (), "float32", 1, 2, 3, progress=progress)
 
 
 @pytest.mark.parametrize("schedule", [*SCHEDULES, schedules.CosineRestarts(0.1, steps=3, growth=2)])
