@@ -4,10 +4,10 @@
 
 Networks of one hidden layer, 1 to 256 units wide, learn 200 handwritten digits of which a fifth carry a random label,
 until nothing changes any more; the mean squared error is over ten outputs. Up to some width they cannot fit the wrong
-labels, and the old trade-off between bias and variance holds. Where they just can, at about as many parameters as there
-are numbers to fit (200 samples × 10 outputs), the one network that fits is a wild one. Beyond, there are many that fit,
-and training finds smoother and smoother ones. Prints and draws both errors for plain training and with weight decay,
-which all but removes the peak. Saves ``double_descent.png``.
+labels, and the old trade-off between bias and variance holds. Around the width where they just can, at the latest
+where there are as many parameters as numbers to fit (200 samples × 10 outputs), the few networks that fit are wild
+ones. Beyond, there are many that fit, and training finds smoother and smoother ones. Prints and draws both errors for
+plain training and with weight decay, which all but removes the peak. Saves ``double_descent.png``.
 
 Belkin, Hsu, Ma and Mandal, "Reconciling modern machine-learning practice and the classical bias-variance trade-off",
 PNAS 116 (2019); Nakkiran, Venkat, Kakade and Ma, "Optimal regularization can mitigate double descent", ICLR 2021.

@@ -97,7 +97,7 @@ def draw(measured, epochs):
         axes.set_title(f"{name}\n{error:.1f} % misread", fontsize=11)
         axes.set_xlabel("epoch")
     panels[0].set(yscale="log", ylabel="crossentropy", ylim=(3e-3, 3))
-    panels[0].legend(loc="lower left")
+    panels[0].legend(loc="center right")
     figure.suptitle(
         "A network that knows its labels by heart, held back in four ways",
         fontsize=14,

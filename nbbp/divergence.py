@@ -15,6 +15,9 @@ __all__ = ["TrainingDiverged"]
 class TrainingDiverged(FloatingPointError):
     """The loss turned NaN or infinite during `fit`; the model holds the last good parameters.
 
+    The optimizer begins anew: its moments are zero, and so is its count of steps, which schedules by updates and the
+    masks of dropout go by.
+
     Attributes
     ----------
     history : History or None

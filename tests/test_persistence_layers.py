@@ -241,7 +241,7 @@ FLAT = {"type": "Flatten", "name": None}
         ("network.layers.0.layers.0.type", "Custom", r"layer 0\.0 must be an object whose 'type'"),
         ("network.layers.0.layers.0.n_out", "4", "n_out of Dense must be an integer"),
         ("network.layers.0.layers.1.momentum", 1, "momentum of BatchNorm must be at least 0 and below 1"),
-        ("network.layers.0.layers.1.eps", 0, "eps of BatchNorm must be above 0"),
+        ("network.layers.0.layers.1.eps", 0, "eps of BatchNorm must be at least"),
         ("network.layers.0.layers.1.affine", 1, "affine of BatchNorm must be True or False"),
         ("network.layers.0.trainable", 1, "trainable of Residual must be True or False"),
         ("network.layers.0.weight_initializer", None, "the weight initializer of layer 0 must be an object"),

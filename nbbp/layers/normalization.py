@@ -31,7 +31,7 @@ class BatchNorm(Layer):
     momentum : float, default 0.1
         Share of the new batch in the running statistics, in [0, 1). (Keras calls 1 minus this the momentum.)
     eps : float, default 1e-5
-        Added to the variance; above 0.
+        Added to the variance; at least 2**-126.
     affine : bool, default True
         Whether there are gamma and beta.
     name : str, optional
@@ -81,7 +81,7 @@ class LayerNorm(Layer):
     Parameters
     ----------
     eps : float, default 1e-5
-        Added to the variance; above 0.
+        Added to the variance; at least 2**-126.
     affine : bool, default True
         Whether there are gamma and beta.
     name : str, optional
@@ -125,7 +125,7 @@ class RMSNorm(Layer):
     Parameters
     ----------
     eps : float, default 1e-6
-        Added to the mean square; above 0.
+        Added to the mean square; at least 2**-126.
     affine : bool, default True
         Whether there is gamma.
     name : str, optional
@@ -158,11 +158,13 @@ class RMSNorm(Layer):
         return _ONES
 
 
+_LEAST_EPS = 2.0**-126
 _ZEROS, _ONES = initializers.get("zeros"), initializers.get("ones")
 
 
 def _check(layer: Any) -> None:
     """What all of them share."""
-    object.__setattr__(layer, "eps", number_in(f"eps of {type(layer).__name__}", layer.eps, 0.0, above=True))
+    # a smaller one would be flushed to zero in float32, and a column of one number divide by nothing
+    object.__setattr__(layer, "eps", number_in(f"eps of {type(layer).__name__}", layer.eps, _LEAST_EPS))
     check_switches(layer, "affine", "trainable")
     check_name(layer)

@@ -27,6 +27,8 @@ def checked_layers(layers: Any, owner: str) -> tuple[Layer, ...]:
     if getattr(layers, "checkpoint_every", None) is not None:
         came = f"checkpoint_every={layers.checkpoint_every}"
         raise ValueError(f"only the outermost Sequential can have checkpoint_every; {owner} got one with {came}")
+    if getattr(layers, "n_in", None) is not None:
+        raise ValueError(f"what comes into {owner} says how many features; got a Sequential with n_in={layers.n_in}")
     layers = getattr(layers, "layers", layers)
     if isinstance(layers, (str, bytes, Mapping)) or not isinstance(layers, Iterable):
         raise TypeError(f"{expected}; got {layers!r} ({type(layers).__name__})")

@@ -241,7 +241,7 @@ class SampleFunctions:
         """What the sample engine cannot do of this network; None where it can do it all."""
         for index, layer in enumerate(network.layers):
             if not isinstance(layer, (Activation, Dense)):
-                return f"as_njit takes dense layers and activations; layer {index} is a {type(layer).__name__}"
+                return f"as_njit takes dense layers and activations; layer {index} is {type(layer).__name__}"
         on_stack = plan.most_on_stack(plan.structure(network))
         if on_stack > _MOST_ON_STACK:
             return (
