@@ -41,6 +41,7 @@ from nbbp.optimizers import (
     RMSprop,
 )
 from nbbp.persistence import load_model
+from nbbp.population import Population, PopulationHistory
 from nbbp.warming import warmup
 
 __version__ = "0.1.0"
@@ -68,6 +69,8 @@ __all__ = [
     "Lion",
     "Model",
     "NAdam",
+    "Population",
+    "PopulationHistory",
     "RAdam",
     "RMSNorm",
     "RMSprop",

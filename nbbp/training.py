@@ -22,6 +22,12 @@ CHUNK_STEPS = 1 << 14
 CHUNK_WORK = 1e11
 
 
+def rows_of_a_run(batch: int, n_parameters: int, row_limit: int | None = None) -> int:
+    """Rows, in whole batches, that go to the engine at a time."""
+    limit = min(CHUNK_ROWS, CHUNK_STEPS * batch, int(CHUNK_WORK / (6 * n_parameters)), row_limit or CHUNK_ROWS)
+    return max(batch, limit // batch * batch)
+
+
 class Training:
     """One call of `fit`.
 
@@ -100,9 +106,7 @@ class Training:
             batch = min(batch, self.source.n_samples)
             if self.shuffle:
                 order = permutation(self.source.n_samples, session.seed, session.epoch)
-        work = 6 * len(session.parameters)
-        limit = min(CHUNK_ROWS, CHUNK_STEPS * batch, int(CHUNK_WORK / work), self.source.row_limit or CHUNK_ROWS)
-        rows = max(batch, limit // batch * batch)
+        rows = rows_of_a_run(batch, len(session.parameters), self.source.row_limit)
         total, n_samples, n_batches, sums = 0.0, 0, 0, np.zeros(len(session.metrics))
         for chunk in self.source.chunks(order, rows):
             n = len(chunk.order)
