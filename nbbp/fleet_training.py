@@ -3,8 +3,8 @@
 Step coefficients are computed for as many epochs of all members as some megabytes hold; then every thread takes members
 and runs these epochs. Nothing is done in Python for a member and an epoch, but where a schedule asks for it.
 
-Legend: as nbbp/fleet.py; ``sums`` (2, size, epochs, n_values) are those of the rows' losses and metrics, in training
-and in validation.
+Legend: as nbbp/fleet.py; ``sums`` (1 or 2, size, epochs, n_values) are those of the rows' losses and metrics, in
+training and, where there is one, in validation.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Outcome:
 
     Attributes
     ----------
-    sums : ndarray (2, size, epochs, n_values)
+    sums : ndarray (1 or 2, size, epochs, n_values)
         NaN from where a member stopped.
     rates : ndarray (epochs, size)
         Learning rates of the last updates, NaN where no schedule sets them.
@@ -121,7 +121,10 @@ class Run:
         size, self._before = len(fleet.sessions), [session.epoch for session in fleet.sessions]
         self._lines, self._rates = fleet.lines(batch), rates_of(fleet)
         self.crew = Crew(size)
-        self.outcome = Outcome(np.full((2, size, epochs, fleet.n_values), np.nan), np.full((epochs, size), np.nan))
+        self.outcome = Outcome(
+            np.full((1 + (validation is not None), size, epochs, fleet.n_values), np.nan),
+            np.full((epochs, size), np.nan),
+        )
         self._scheduled = {i for i, s in enumerate(fleet.sessions) if s.optimizer.schedule is not None}
         self._bind(source, validation, batch, shuffle)
 

@@ -138,7 +138,10 @@ class Population:
         return len(self._models)
 
     def __getitem__(self, number: int) -> Model:
-        """One network as a `Model` whose memory is the population's: what trains the one trains the other."""
+        """One network as a `Model` whose memory is the population's: what trains the one trains the other.
+
+        So train no network by itself while the population's `fit` runs.
+        """
         return self._models[operator.index(number)]
 
     def __iter__(self) -> Iterator[Model]:

@@ -16,4 +16,5 @@ def test_smallest_setting(tmp_path, capsys, monkeypatch):
     results = json.loads((tmp_path / "population.json").read_text(encoding="utf-8"))
     assert set(results["epoch_seconds"]) == {"1", "2"}
     step, seconds = results["one_network_step_seconds"], results["epoch_seconds"]["2"]
-    assert f"| 2 threads | {seconds:.4f} | {seconds / (20 * 32 * step / 2):.2f} | ≤ 1.1 |" in text
+    ratio, busy = seconds / (20 * 32 * step / 2), results["processor_seconds"]["2"] / (20 * 32 * step)
+    assert f"| 2 threads | {seconds:.4f} | {ratio:.2f} | {busy:.2f} | ≤ 1.1 |" in text

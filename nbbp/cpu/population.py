@@ -154,7 +154,7 @@ def train_members(
 ):
     """The part of one thread in the epochs [first, stop) of every member; all threads call this at once.
 
-    Writes sums (2, size, epochs, n_values), of training and of validation, where an epoch was run.
+    Writes sums (1 or 2, size, epochs, n_values), of training and of validation, where an epoch was run.
     """
     counter = simd.pointer(simd.address_of(counters), int64(0))
     while True:
