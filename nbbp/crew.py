@@ -50,8 +50,10 @@ class Crew:
         """
         self.counters[[TURN, STOP, DONE]] = 0
         told = 0
-        futures = [self._pool.submit(function, *job) for job in jobs]
+        futures = []
         try:
+            for job in jobs:
+                futures.append(self._pool.submit(function, *job))
             waiting: Any = futures
             while waiting:
                 waiting = wait(futures, _LOOK).not_done

@@ -120,6 +120,7 @@ class Run:
         self._n, self._steps = source.n_samples, -(-source.n_samples // batch)
         size, self._before = len(fleet.sessions), [session.epoch for session in fleet.sessions]
         self._lines, self._rates = fleet.lines(batch), rates_of(fleet)
+        self._tables: list[np.ndarray] = []
         self.crew = Crew(size)
         self.outcome = Outcome(
             np.full((1 + (validation is not None), size, epochs, fleet.n_values), np.nan),
@@ -177,7 +178,8 @@ class Run:
             line_bytes = 8 * N_COEFFICIENTS * sum(group.n_lines for group in self._rates)
             n = max(1, COEFFICIENT_BYTES // max(1, line_bytes * self._steps))
         stop = min(done + n, self._epochs)
-        kept = [group.attach(lines, done * self._steps, (stop - done) * self._steps) for group in self._rates]
+        self._tables = []  # lets the last ones go before there are new ones, whose addresses the members' lines hold
+        self._tables = [group.attach(lines, done * self._steps, (stop - done) * self._steps) for group in self._rates]
         jobs = [
             (lines, self.turns, stands, tests, done, stop, *more, self.outcome.sums, self.crew.counters)
             for stands, tests, *more in self._threads
@@ -185,7 +187,6 @@ class Run:
         try:
             self.crew.run(jitted.train_members, jobs, moved)
         finally:
-            del kept  # until now, because the members' lines hold its address
             self._record(done, stop)
         return stop
 
