@@ -42,6 +42,7 @@ from nbbp.optimizers import (
     RMSprop,
 )
 from nbbp.persistence import load_model
+from nbbp.population import Population, PopulationHistory
 from nbbp.precision import LossScaling
 from nbbp.warming import warmup
 
@@ -72,6 +73,8 @@ __all__ = [
     "LossScaling",
     "Model",
     "NAdam",
+    "Population",
+    "PopulationHistory",
     "RAdam",
     "RMSNorm",
     "RMSprop",

@@ -388,6 +388,5 @@ class Session:
 
 
 def sum_of(values: np.ndarray) -> float:
-    """The sum of all, into which NaN and infinity go without a warning."""
-    with np.errstate(all="ignore"):
-        return float(values.sum())
+    """The sum of all, into which NaN and infinity go without a warning, in the order that jitted code adds them in."""
+    return entry.total(values)

@@ -48,6 +48,12 @@ def checked_hooks(
     return hooks
 
 
+def rows_of_a_run(batch: int, n_parameters: int, row_limit: int | None = None) -> int:
+    """Rows, in whole batches, that go to the engine at a time."""
+    limit = min(CHUNK_ROWS, CHUNK_STEPS * batch, int(CHUNK_WORK / (6 * n_parameters)), row_limit or CHUNK_ROWS)
+    return max(batch, limit // batch * batch)
+
+
 class Training:
     """One call of `fit`.
 
@@ -137,11 +143,9 @@ class Training:
 
     def _chunk_rows(self, batch: int) -> int:
         """Rows of a chunk: whole batches."""
-        work = 6 * len(self.session.parameters)
-        limit = min(CHUNK_ROWS, CHUNK_STEPS * batch, int(CHUNK_WORK / work), self.source.row_limit or CHUNK_ROWS)
-        if self.hooks.every_batches is not None:
-            limit = min(limit, self.hooks.every_batches * batch)
-        return max(batch, limit // batch * batch)
+        rows = rows_of_a_run(batch, len(self.session.parameters), self.source.row_limit)
+        every = self.hooks.every_batches
+        return rows if every is None else min(rows, every * batch)
 
     def _epoch(self) -> bool:
         """Train on everything once; whether nobody stopped it before the end."""

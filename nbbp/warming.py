@@ -11,6 +11,7 @@ from nbbp.cpu.engine import BoundProgram
 from nbbp.layers import Dense
 from nbbp.model import Model
 from nbbp.network import Sequential
+from nbbp.population import Population
 from nbbp.validation import compile_scans
 
 __all__ = ["warmup"]
@@ -36,4 +37,7 @@ def warmup(dtypes: Iterable[str] = ("float32", "float64")) -> None:
             model.fit(x, y, verbose=0)
             model.train_step(x, y)
             model.predict(x)
+        population = Population(Sequential([Dense(2)], n_in=2), "mse", size=1, dtype=dtype)
+        population.fit(x, y, verbose=0)
+        population.predict(x)
     BoundProgram.compile_team()

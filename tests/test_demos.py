@@ -23,6 +23,7 @@ SMALL = {
     "deep_residual": (["--layers", "6", "--epochs", "2", "--checkpoint-every", "3"], "batch norm, residual"),
     "double_descent": (["--seeds", "1", "--epochs", "20"], "worst width beyond 4 units"),
     "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),
+    "population": (["--size", "12", "--epochs", "2"], "best held-out accuracy"),
 }
 
 
@@ -60,6 +61,8 @@ def test_demo(name, tmp_path):
         ("inside_njit", "--generations"),
         ("neural_ode", "--updates"),
         ("schedules", "--epochs"),
+        ("population", "--size"),
+        ("population", "--epochs"),
     ],
 )
 @pytest.mark.parametrize("count", ["0", "-1"])

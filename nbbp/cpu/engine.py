@@ -154,6 +154,11 @@ class BoundProgram:
             self.table.ravel()[index] = 0 if array is None else array.ctypes.data + offset
             self._buffers[name] = array  # keeps it alive
 
+    def links(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The flat places in the table that hold addresses within an attached buffer, and how many bytes into it."""
+        nothing = np.zeros(0, np.int64)
+        return self._attached.get(name, (nothing, nothing))
+
     def cells(self, names: set[str]) -> np.ndarray:
         """The flat places in the table that hold addresses of these attached buffers."""
         nothing = np.zeros(0, np.int64)  # nothing else, where all parameters are frozen

@@ -17,8 +17,10 @@ from nbbp import ops, tiling
 from nbbp.lowering.base import Lowering
 from nbbp.lowering.parameters import LOSS_SCALE, SQUARES, conditions, slot_lengths
 from nbbp.network import Sequential
+from nbbp.optimizer_base import N_COLUMNS
 from nbbp.optimizers import Optimizer, Settings
 from nbbp.program import Place
+from nbbp.scalars.coefficients import COEFFICIENTS
 
 
 def prepared_tiles(
@@ -106,3 +108,20 @@ def coefficients_of_batches(
     n_updates = (first - 1 + n - 1) // k - (first - 1) // k + 1
     lines = optimizer.coefficients((first - 1) // k + 1, n_updates, settings, count)
     return lines[((first - 1) % k + np.arange(n)) // k]
+
+
+def coefficients_of_rates(
+    optimizer: Optimizer, settings: Settings, rates: np.ndarray, first: int, n: int
+) -> np.ndarray:
+    """`coefficients_of_batches` for each of some constant learning rates (m,): (m, n, N_COLUMNS), the same bits.
+
+    What no rate changes, such as the bias corrections of Adam, is computed once for all of them.
+    """
+    steps = (first - 1 + np.arange(n)) // optimizer.accumulation_steps + 1.0
+    rates = rates[:, None]
+    columns = optimizer.penalties(settings, rates)
+    columns = *columns, *COEFFICIENTS[optimizer.rule](steps, rates, optimizer.rule_settings)
+    table = np.zeros((len(rates), n, N_COLUMNS))
+    for column, values in enumerate(columns):
+        table[:, :, column] = values
+    return table
