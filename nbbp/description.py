@@ -371,6 +371,8 @@ def _description(data: Any) -> Description:
         progress=progress.from_data(data["clock"], data["history"]),
     )
     check_parts(described.network, described.loss, described.metrics)
+    if described.optimizer.schedule is not None and described.progress.learning_rate is not None:
+        raise ValueError("learning_rate of the clock must be null where the optimizer has a schedule")
     groups = described.optimizer.groups
     if len(groups) > MOST_GROUPS:
         raise ValueError(f"the optimizer has {len(groups):,} groups; expected at most {MOST_GROUPS}")

@@ -40,6 +40,7 @@ class History(Mapping):
 
         A name without a value in some epoch has NaN there, so that every list is as long as `epochs`.
         """
+        self._check(epoch, values)
         n = len(self.epochs)
         try:
             for name in values:
@@ -58,14 +59,21 @@ class History(Mapping):
         Raises
         ------
         TypeError
-            If one is no number.
+            If one is no number, or a name no string.
         """
+        self._check(self.epochs[-1], values)
         for name, value in values.items():
-            if not isinstance(value, numbers.Real):
-                raise TypeError(f"{name!r} of epoch {self.epochs[-1]} must be a number; got {value!r}")
             if name not in self._values:
                 self._values[name] = [math.nan] * len(self.epochs)
             self._values[name][-1] = float(value)
+
+    @staticmethod
+    def _check(epoch: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if not isinstance(name, str):
+                raise TypeError(f"a name in the report of epoch {epoch} must be a string; got {name!r}")
+            if not isinstance(value, numbers.Real):
+                raise TypeError(f"{name!r} of epoch {epoch} must be a number; got {value!r}")
 
     def to_array(self) -> np.ndarray:
         """The epochs' numbers and, behind them, the values of each name: (1 + names, epochs)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from nbbp.optimizers import Optimizer, Settings
 from nbbp.schedules import Plateau, ReduceOnPlateau
 
@@ -59,7 +61,8 @@ class Clock:
         if self.schedule is None:
             return self.base if self.override is None else self.override
         last = (n_batches - 1) // self.per_update
-        return float(self.schedule.rates(last if self.count is None else self.count))
+        with np.errstate(all="ignore"):  # a growing rate may overflow: the loss will tell
+            return float(self.schedule.rates(last if self.count is None else self.count))
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse to watch a quantity that is not among these.

@@ -78,8 +78,8 @@ class Session:
         The optimizer's groups of parameters, by the name of their buffer of coefficients.
     good_parameters : ndarray or None
         The last parameters with a finite loss, while `fit` runs.
-    good_state : ndarray or None
-        The state that goes with them.
+    good_state, good_scale : ndarray or None
+        The state and the loss scale that go with them.
     step : int
         Training batches so far, which are also the updates unless the optimizer adds up the gradients of several.
     steps_ahead : int
@@ -120,6 +120,7 @@ class Session:
         self.slots = [self.slot_buffer[sum(strides[:k]) :][:n] for k, n in enumerate(lengths)]
         self.good_parameters: np.ndarray | None = None
         self.good_state: np.ndarray | None = None
+        self.good_scale: np.ndarray | None = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         settings = {optimizer.settings(parameter.name) for parameter in network.parameters}
         self.settings = {coefficients_buffer(s): s for s in settings}
@@ -191,13 +192,16 @@ class Session:
         if self.good_parameters is None:
             self.good_parameters = aligned(len(self.parameters), self.dtype)
         self.good_parameters[:], self.good_state = self.parameters, self.state.copy()
+        self.good_scale = self.loss_scale.copy()
 
     def restore(self) -> None:
         """Put the last good parameters and state back, and forget the optimizer's moments, which NaN may have reached.
 
-        (Statistics of activations on their way to infinity are finite for a while, and no use to anybody.)
+        (Statistics of activations on their way to infinity are finite for a while, and no use to anybody. The loss
+        scale has fallen with every batch since, to where no gradient is left of the next run.)
         """
         self.parameters[:], self.state[:] = self.good_parameters, self.good_state
+        self.loss_scale[:] = self.good_scale
         for slot in self.slots:
             slot[:] = 0
         self.step, self.steps_ahead, self._quick = 0, 0, None
@@ -247,14 +251,14 @@ class Session:
         n_steps = -(-n // bound.program.batch)
         losses, metrics = self._attach(bound, chunk, n)
         self._attach_coefficients(bound, n_steps)
-        state = self.state.copy()
+        state, scale = self.state.copy(), self.loss_scale.copy()
         try:
             bound.run(n)
         finally:  # Ctrl-C is heard when the steps are done
             self.step += n_steps
             self.steps_ahead = 0
         if np.isfinite(losses[:batch]).all():  # as cpu/snapshot.py decides about the parameters
-            self.good_state = state
+            self.good_state, self.good_scale = state, scale
         return losses, metrics
 
     @_one_at_a_time

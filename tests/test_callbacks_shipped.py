@@ -195,3 +195,25 @@ def test_one_bar(capfd):
     with pytest.raises(OSError, match="epoch end"):
         fit(model, Diary(raises=[("epoch end", 1)]), verbose=1)
     assert capfd.readouterr().err.endswith("\n"), "the bar is closed"
+
+
+def test_a_table_that_a_killed_process_left(tmp_path):
+    """A row that is missing or cut short comes back from the history; a new run begins on a line of its own."""
+    path = tmp_path / "run.csv"
+    fit(model_of(), CSVLogger(path), ModelCheckpoint(tmp_path / "{epoch}"))
+    whole = path.read_bytes()
+    for cut in (len(whole) - 5, whole.rindex(b"\n3,") + 1, whole.rindex(b"\n2,") + 6):
+        path.write_bytes(whole[:cut])
+        fit(model_of(), CSVLogger(path, append=True), epochs=3, resume_from=tmp_path / "3")
+        assert path.read_bytes() == whole
+    path.write_bytes(whole[: whole.rindex(b"\n3,") + 4])
+    fit(model_of(), CSVLogger(path, append=True), epochs=1)
+    assert [row[0] for row in rows_of(path)] == ["epoch", "1", "2", "1"]
+
+
+@pytest.mark.parametrize("name", ["{loss:03d}", "{epoch:x.3}", "{epoch:{width}}"])
+def test_a_path_that_cannot_be_filled_in_is_refused_at_once(tmp_path, name):
+    model = model_of()
+    with pytest.raises(ValueError, match="cannot be filled in"):
+        fit(model, ModelCheckpoint(tmp_path / name))
+    assert model._session.step == 0

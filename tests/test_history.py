@@ -69,3 +69,12 @@ def test_plot_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"nbbp\[demos\]"):
         two_epochs().plot()
+
+
+def test_only_names_and_numbers():
+    history = two_epochs()
+    for values in ({3: 1.0}, {"loss": None}, {"loss": "1"}):
+        for change in (history.amend, lambda values: history.record(3, values)):
+            with pytest.raises(TypeError, match="must be a"):
+                change(values)
+    assert list(history) == ["loss", "val_loss", "accuracy"]

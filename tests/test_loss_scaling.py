@@ -119,3 +119,16 @@ def test_scales_that_no_training_leaves_behind_are_refused(scale):
     with pytest.raises(ValueError, match="loss_scale must be a scale and a count below 2,000; got"):
         precision.checked_scale(scale, nbbp.LossScaling())
     assert precision.checked_scale([2.0**20, 1999], nbbp.LossScaling()) == (2.0**20, 1999)
+
+
+def test_the_scale_is_that_of_the_last_good_parameters_after_a_loss_of_nan():
+    model, x, y = scaled(nbbp.LossScaling(1024.0))
+
+    class Breaks(nbbp.callbacks.Callback):
+        def on_epoch_begin(self, run):
+            if run.epoch == 2:
+                run.model.parameter_vector[:] = np.nan
+
+    with pytest.raises(nbbp.TrainingDiverged):
+        model.fit(x, y, epochs=2, batch_size=1, verbose=0, callbacks=[Breaks()])
+    assert model.loss_scale == 1024.0

@@ -240,7 +240,7 @@ def test_files_that_are_none(tmp_path):
 def described():
     network = nbbp.Sequential([nbbp.Dense(3)], n_in=2)
     optimizer = nbbp.SGD(schedules.WarmUp(schedules.Cosine(0.1, steps=9), steps=3))
-    progress = Progress(3, 0.5, schedules.Plateau(0.25, 1, 2, 3), ("loss", "val_loss"))
+    progress = Progress(3, None, schedules.Plateau(0.25, 1, 2, 3), ("loss", "val_loss"))
     return description.Description(network, nbbp.losses.MSE(), optimizer, (), "float32", 1, 2, 3, progress=progress)
 
 
@@ -263,6 +263,7 @@ DEEP = {"name": "warm_up", "settings": {"unit": "step", "steps": 3, "start": 0.1
         ("clock.epoch", 1 << 60, "epoch of the clock must be"),
         ("clock.learning_rate", -0.5, "learning_rate of the clock must be null or a number"),
         ("clock.learning_rate", True, "learning_rate of the clock must be null or a number"),
+        ("clock.learning_rate", 0.5, "learning_rate of the clock must be null where the optimizer has a schedule"),
         ("clock.plateau", [], "the plateau must be an object with"),
         ("clock.plateau.best", "nan", "best of the plateau must be null or a number; got 'nan'"),
         ("clock.plateau.bad", 0.5, "bad of the plateau must be an integer"),

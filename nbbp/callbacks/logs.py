@@ -6,7 +6,7 @@ import csv
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nbbp.callbacks.base import Callback, Run
@@ -24,7 +24,8 @@ class CSVLogger(Callback):
     path : str or os.PathLike
     append : bool
         Go on with a file that exists, where False replaces it. Of a run that is resumed, rows of epochs behind the one
-        that it was saved after, which are trained again, are taken out.
+        that it was saved after, which are trained again, are taken out, and rows that are missing before it are those
+        of its history.
 
     Raises
     ------
@@ -41,24 +42,40 @@ class CSVLogger(Callback):
         self._columns: list[str] | None = None
 
     def on_train_begin(self, run: Run) -> None:
-        rows: list[list[str]] = []
-        if self.append and os.path.exists(self.path):
-            with open(self.path, newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.reader(file) if row]
-            if rows and rows[0][0] != "epoch":
-                raise ValueError(f"{self.path} is no file of CSVLogger; expected a header that begins with 'epoch'")
+        rows, is_cut = self._rows_before() if self.append else ([], False)
         self._columns = rows[0] if rows else None
-        if self._columns is None or not run.history.epochs:
-            self._file = open(self.path, "a" if rows else "w", newline="", encoding="utf-8")  # noqa: SIM115
-            return
-        last = run.history.epochs[-1]
-        while len(rows) > 1:
-            epoch, *values = rows[-1]
-            if len(values) == len(rows[0]) - 1 and epoch.isdecimal() and int(epoch) <= last:
-                break
-            rows.pop()  # trained again; or cut short, where the process was killed while it wrote
-        self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115
-        self._write(rows)
+        is_resumed = self._columns is not None and bool(run.history.epochs)
+        if is_resumed:
+            last = run.history.epochs[-1]
+            while len(rows) > 1:
+                epoch, *values = rows[-1]
+                if not is_cut and len(values) == len(rows[0]) - 1 and epoch.isdecimal() and int(epoch) <= last:
+                    break
+                rows.pop()  # trained again; or cut short, where the process was killed while it wrote
+                is_cut = False
+            # killed after the file was saved that the run goes on from, and before the row was written
+            there = int(rows[-1][0]) if len(rows) > 1 else 0
+            for number, epoch in enumerate(run.history.epochs):
+                if epoch > there:
+                    of_epoch = {name: series[number] for name, series in run.history.items()}
+                    rows.append(self._row(epoch, of_epoch))
+        elif is_cut and len(rows[-1]) < len(rows[0]):
+            rows.pop()
+        is_rewritten = is_resumed or is_cut or not rows
+        self._file = open(self.path, "w" if is_rewritten else "a", newline="", encoding="utf-8")  # noqa: SIM115
+        self._write(rows if is_rewritten else [])
+
+    def _rows_before(self) -> tuple[list[list[str]], bool]:
+        """The rows of the file, if there is one, and whether the last was cut short."""
+        if not os.path.exists(self.path):
+            return [], False
+        with open(self.path, newline="", encoding="utf-8") as file:
+            lines = file.readlines()
+        is_cut = bool(lines) and not lines[-1].endswith("\n")
+        rows = [row for row in csv.reader(lines) if row]
+        if rows and rows[0][0] != "epoch":
+            raise ValueError(f"{self.path} is no file of CSVLogger; expected a header that begins with 'epoch'")
+        return ([], False) if is_cut and len(rows) == 1 else (rows, is_cut)
 
     def on_epoch_end(self, run: Run) -> None:
         if self._columns is None:
@@ -68,8 +85,11 @@ class CSVLogger(Callback):
         if new:
             header = ", ".join(self._columns)
             raise ValueError(f"the report of epoch {run.epoch} has {new[0]!r}; the header of {self.path} has {header}")
-        values = [run.report.get(name) for name in self._columns[1:]]
-        self._write([[run.epoch, *("" if value is None else repr(float(value)) for value in values)]])
+        self._write([self._row(run.epoch, run.report)])
+
+    def _row(self, epoch: int, report: Mapping[str, float]) -> list[str]:
+        values = [report.get(name) for name in self._columns[1:]]
+        return [str(epoch), *("" if value is None else repr(float(value)) for value in values)]
 
     def _write(self, rows: Iterable[list]) -> None:
         csv.writer(self._file).writerows(rows)

@@ -65,6 +65,13 @@ class ModelCheckpoint(Watching):
         for name in self._names:
             if name not in ("epoch", *run.names) and not run.may_report_more:
                 raise self._no_such_name(name, run.names)
+        try:
+            self.path.format(**dict.fromkeys(self._names, 0.5) | {"epoch": 1})
+        except (ValueError, LookupError) as error:
+            raise ValueError(
+                f"path of ModelCheckpoint is {self.path!r}, which cannot be filled in: {error}; expected formats as in "
+                "{epoch:03d} and {val_loss:.3f}"
+            ) from None
 
     def _no_such_name(self, name: str, names: object) -> ValueError:
         there = ", ".join(("epoch", *names))
