@@ -17,7 +17,7 @@ __all__ = ["LARGEST_COUNT", "NOWHERE", "Progress", "from_data", "to_data"]
 
 #: Steps or epochs, reductions of a plateau (each costs a multiplication) and names of a history, at most.
 LARGEST_COUNT = 1 << 48
-_MOST_REDUCTIONS = 1 << 20
+_MOST_REDUCTIONS = 1 << 14
 _MOST_NAMES = 4096
 
 _CLOCK = ("epoch", "learning_rate", "plateau")

@@ -267,7 +267,7 @@ DEEP = {"name": "warm_up", "settings": {"unit": "step", "steps": 3, "start": 0.1
         ("clock.plateau", [], "the plateau must be an object with"),
         ("clock.plateau.best", "nan", "best of the plateau must be null or a number; got 'nan'"),
         ("clock.plateau.bad", 0.5, "bad of the plateau must be an integer"),
-        ("clock.plateau.reductions", 1 << 40, "reductions of the plateau must be an integer from 0 to 1048575"),
+        ("clock.plateau.reductions", 1 << 40, "reductions of the plateau must be an integer from 0 to 16383"),
         ("history", "loss", "history must be a list"),
         ("history", ["loss", "loss"], "history must be names that differ"),
         ("history", [1], "history must be names"),
