@@ -113,9 +113,11 @@ def test_an_interrupt_ends_at_a_batch_with_history_and_callbacks(verbose):
 def test_an_epoch_is_in_the_history_whole_or_not_at_all():
     """Wherever it is interrupted."""
 
-    class Interrupts:
-        def __init__(self, countdown):
-            self.countdown = countdown
+    class Interrupts(float):
+        def __new__(cls, countdown):
+            number = super().__new__(cls, 1.0)
+            number.countdown = countdown
+            return number
 
         def __float__(self):
             self.countdown[0] -= 1
