@@ -9,7 +9,7 @@ loss with respect to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from nbbp.layers import Activation
@@ -204,10 +204,7 @@ class Lowering:
 
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
-        for number in reversed(range(len(steps))):
-            wants = wants_d_x or any(step.node.trains for step in steps[:number])
-            if not wants and not steps[number].node.trains:
-                break
+        for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
             d_y = steps[number].backward(d_y, wants)
         return d_y
 
@@ -263,6 +260,16 @@ class Lowering:
         """Columns of a layer's parameters, which lie one behind the other."""
         size = sum(parameter.size for parameter in self.parameters_of(node))
         return {"parameters": Place("parameters", self.offset_of(node)), "n_parameters": size}
+
+
+def way_back(trains: Sequence[bool], wants_d_x: bool) -> Iterator[tuple[int, bool]]:
+    """The layers, or parts of a network, that the gradient comes back through, the last first.
+
+    `trains` says which of them training changes; each comes by its position, with whether its d_x is wanted.
+    """
+    first = trains.index(True) if True in trains else len(trains)
+    for number in reversed(range(0 if wants_d_x else first, len(trains))):
+        yield number, wants_d_x or number > first
 
 
 def operands(x: Values, y: Values) -> dict[str, int | Place]:

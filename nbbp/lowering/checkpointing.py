@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nbbp.lowering.base import Lowering, Step, last_path
+from nbbp.lowering.base import Lowering, Step, last_path, way_back
 from nbbp.nodes import Node
 from nbbp.program import Values
 
@@ -61,11 +61,8 @@ def forward(lowering: Lowering, x: Values, ends: bool) -> tuple[Values, list[Par
 def backward(lowering: Lowering, parts: Sequence[Part], d_y: Values) -> None:
     """The ops of the way back, and of the parameters' gradients."""
     program = lowering.program
-    for number in reversed(range(len(parts))):
+    for number, wants_d_x in way_back([any(node.trains for node in part.nodes) for part in parts], False):
         part = parts[number]
-        wants_d_x = any(node.trains for before in parts[:number] for node in before.nodes)
-        if not wants_d_x and not any(node.trains for node in part.nodes):
-            break
         lowering.enter(part.nodes)
         first, steps = part.first, part.steps
         if steps is None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from nbbp import ops, tiling
 from nbbp.layers import Custom, Dense, Embedding
-from nbbp.lowering.base import Lowering, Step, padded
+from nbbp.lowering.base import Lowering, Step, padded, way_back
 from nbbp.lowering.parameters import LOSS_SCALE
 from nbbp.nodes import Node, walk
 from nbbp.program import Place, Program, Values
@@ -215,11 +215,8 @@ class MixedLowering(Lowering):
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """As `Lowering.back`, but the gradients of a layer's parameters are done with the layer, to free its memory."""
         program, given = self.program, d_y
-        for number in reversed(range(len(steps))):
+        for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
             node = steps[number].node
-            wants = wants_d_x or any(step.node.trains for step in steps[:number])
-            if not wants and not node.trains:
-                break
             first, came = len(program.taken), self._came[node.path]
             if isinstance(node.layer, Dense) and node.trainable:
                 program.fetch(came)  # before the layer's other ops, so that one phase brings back all it needs
