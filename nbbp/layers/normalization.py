@@ -6,7 +6,7 @@ Their gain is called gamma and their shift beta, as in the papers; optimizers de
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from nbbp import initializers
 from nbbp.layers.base import Layer, check_name, check_switches, number_in
@@ -14,8 +14,33 @@ from nbbp.layers.base import Layer, check_name, check_switches, number_in
 __all__ = ["BatchNorm", "LayerNorm", "RMSNorm"]
 
 
+_LEAST_EPS = 2.0**-126
+
+
+class _Normalization(Layer):
+    """What the layers below share: eps, and gamma and beta unless they are not `affine`."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("gamma", "beta")
+
+    def __post_init__(self) -> None:
+        # a smaller one would be flushed to zero in float32, and a column of one number divide by nothing
+        object.__setattr__(self, "eps", number_in(f"eps of {type(self).__name__}", self.eps, _LEAST_EPS))
+        check_switches(self, "affine", "trainable")
+        check_name(self)
+
+    @property
+    def has_parameters(self) -> bool:
+        return self.affine
+
+    def parameter_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(self.kinds, (n_in,)) if self.affine else {}
+
+    def initializer(self, kind: str, shape: tuple[int, ...]) -> Any:
+        return initializers.get("ones" if kind in ("gamma", "running_variance") else "zeros")
+
+
 @dataclass(frozen=True)
-class BatchNorm(Layer):
+class BatchNorm(_Normalization):
     """Batch normalisation: ``output = gamma · (x - mean) / sqrt(variance + eps) + beta``, column by column.
 
     In training mean and variance are those of the batch; its running statistics, which prediction and evaluation use,
@@ -53,24 +78,14 @@ class BatchNorm(Layer):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "momentum", number_in("momentum of BatchNorm", self.momentum, 0.0, 1.0))
-        _check(self)
-
-    @property
-    def has_parameters(self) -> bool:
-        return self.affine
-
-    def parameter_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
-        return {"gamma": (n_in,), "beta": (n_in,)} if self.affine else {}
+        super().__post_init__()
 
     def state_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
         return {"running_mean": (n_in,), "running_variance": (n_in,)}
 
-    def initializer(self, kind: str, shape: tuple[int, ...]) -> Any:
-        return _ONES if kind in ("gamma", "running_variance") else _ZEROS
-
 
 @dataclass(frozen=True)
-class LayerNorm(Layer):
+class LayerNorm(_Normalization):
     """Layer normalisation: ``output = gamma · (x - mean) / sqrt(variance + eps) + beta``, sample by sample.
 
     Mean and biased variance are those of the sample's numbers, in training and prediction alike. Ba, Kiros and Hinton,
@@ -100,22 +115,9 @@ class LayerNorm(Layer):
     name: str | None = None
     trainable: bool = True
 
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @property
-    def has_parameters(self) -> bool:
-        return self.affine
-
-    def parameter_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
-        return {"gamma": (n_in,), "beta": (n_in,)} if self.affine else {}
-
-    def initializer(self, kind: str, shape: tuple[int, ...]) -> Any:
-        return _ONES if kind == "gamma" else _ZEROS
-
 
 @dataclass(frozen=True)
-class RMSNorm(Layer):
+class RMSNorm(_Normalization):
     """Root mean square normalisation: ``output = gamma · x / sqrt(mean(x²) + eps)``, sample by sample.
 
     Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019.
@@ -144,27 +146,4 @@ class RMSNorm(Layer):
     name: str | None = None
     trainable: bool = True
 
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @property
-    def has_parameters(self) -> bool:
-        return self.affine
-
-    def parameter_shapes(self, n_in: int) -> dict[str, tuple[int, ...]]:
-        return {"gamma": (n_in,)} if self.affine else {}
-
-    def initializer(self, kind: str, shape: tuple[int, ...]) -> Any:
-        return _ONES
-
-
-_LEAST_EPS = 2.0**-126
-_ZEROS, _ONES = initializers.get("zeros"), initializers.get("ones")
-
-
-def _check(layer: Any) -> None:
-    """What all of them share."""
-    # a smaller one would be flushed to zero in float32, and a column of one number divide by nothing
-    object.__setattr__(layer, "eps", number_in(f"eps of {type(layer).__name__}", layer.eps, _LEAST_EPS))
-    check_switches(layer, "affine", "trainable")
-    check_name(layer)
+    kinds: ClassVar[tuple[str, ...]] = ("gamma",)
