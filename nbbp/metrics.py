@@ -198,6 +198,11 @@ BY_NAME: Mapping[str, type[Metric]] = MappingProxyType(
 )
 
 
+def more_is_better(name: str) -> bool:
+    """Whether the quantity of that name in a history, "val_" before it or not, wants to be large; a loss does not."""
+    return name.endswith(("accuracy", "auc", "f1", "precision", "recall", "r2"))
+
+
 def threshold_of_logits(threshold: float) -> float:
     """The logit whose sigmoid is `threshold`: where to cut outputs that are logits (0.0 for 0.5)."""
     return math.log(threshold / (1.0 - threshold))

@@ -22,7 +22,7 @@ from nbbp.sample import SampleFunctions
 from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
 from nbbp.targets import targets, weights
-from nbbp.training import Training, checked_hooks
+from nbbp.training import Training, check_options, checked_hooks
 from nbbp.validation import as_array, check_categories, features
 
 if TYPE_CHECKING:
@@ -138,10 +138,7 @@ class Model(ModelBase):
         """
         epochs = positive_integer("epochs", epochs)
         batch_size = positive_integer("batch_size", batch_size)
-        if not isinstance(verbose, (str, int)) or verbose not in ("auto", 0, 1):
-            raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
-        if not isinstance(shuffle, (bool, np.bool_)):
-            raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
+        check_options(verbose, shuffle)
         callbacks = checked(callbacks)
         splits = not isinstance(validation_split, numbers.Real) or validation_split != 0
         if validation_data is not None and splits:

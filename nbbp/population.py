@@ -15,17 +15,15 @@ from nbbp.fleet import Fleet
 from nbbp.fleet_training import Run
 from nbbp.layers import positive_integer
 from nbbp.losses import Loss
-from nbbp.metrics import Metric
+from nbbp.metrics import Metric, more_is_better
 from nbbp.model import Model
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.population_settings import networks_of, optimizers_of, size_of, values_of
 from nbbp.sources import ArraySource, Source
+from nbbp.training import check_options
 
 __all__ = ["Population", "PopulationHistory"]
-
-#: Metrics of which more is better; of the others, and of losses, less.
-_MORE_IS_BETTER = ("accuracy", "binary_accuracy", "top_k_accuracy")
 
 
 class PopulationHistory(Mapping):
@@ -201,10 +199,7 @@ class Population:
         Ctrl-C leaves every network after some whole number of its epochs, the history of the others being NaN.
         """
         epochs, batch_size = positive_integer("epochs", epochs), positive_integer("batch_size", batch_size)
-        if not isinstance(verbose, (str, int)) or verbose not in ("auto", 0, 1):
-            raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
-        if not isinstance(shuffle, (bool, np.bool_)):
-            raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
+        check_options(verbose, shuffle)
         first = self._models[0]
         n_in = first.network.n_in or data.infer_n_in(X, y, form=first.network.form)
         describe = {**first._describe(first.network.build(n_in)), "epochs": epochs}
@@ -310,5 +305,4 @@ class Population:
         last = self.history[name][-1]
         if np.isnan(last).all():
             raise ValueError(f"no network has a {name!r} in the last epoch: all have stopped")
-        is_more = name.removeprefix("val_") in _MORE_IS_BETTER
-        return int(np.nanargmax(last) if is_more else np.nanargmin(last))
+        return int(np.nanargmax(last) if more_is_better(name) else np.nanargmin(last))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 1 << 16
 CHUNK_STEPS = 1 << 14
 CHUNK_WORK = 1e11
+
+
+def check_options(verbose: Any, shuffle: Any) -> None:
+    """Refuse what `fit` does not take for these."""
+    if not isinstance(verbose, (str, int)) or verbose not in ("auto", 0, 1):
+        raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
+    if not isinstance(shuffle, (bool, np.bool_)):
+        raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
 
 
 def checked_hooks(

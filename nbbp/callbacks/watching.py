@@ -7,11 +7,9 @@ import numbers
 from typing import Any
 
 from nbbp.callbacks.base import Callback, Run
+from nbbp.metrics import more_is_better
 
 __all__ = ["Watching"]
-
-#: Ends of the names of quantities that want to be large.
-_LARGE_IS_GOOD = ("accuracy", "auc", "f1", "precision", "recall", "r2")
 
 
 class Watching(Callback):
@@ -79,7 +77,7 @@ class Watching(Callback):
     def observe(self, epoch: int, value: float) -> bool:
         """Whether the value of that epoch, which may be NaN, is better than the best before, and keep it if so."""
         name = "" if self.monitor == "auto" else self.monitor
-        is_large_good = self.mode == "max" or (self.mode == "auto" and name.endswith(_LARGE_IS_GOOD))
+        is_large_good = self.mode == "max" or (self.mode == "auto" and more_is_better(name))
         sign = -1.0 if is_large_good else 1.0
         is_better = not math.isnan(value) and (self.best is None or sign * value < sign * self.best - self.min_delta)
         if is_better:
