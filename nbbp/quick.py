@@ -78,7 +78,7 @@ def quick_step(session: Session, x: Any, y: Any) -> QuickStep | None:
         more=(
             losses,
             network.n_out,
-            bound.cells(set(session.settings)),
+            bound.cells(set(session.coefficients.settings)),
             largest,
             *(limits or (-largest, largest)),
         ),

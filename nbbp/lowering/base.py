@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from nbbp.layers import Activation
 from nbbp.losses import Loss
+from nbbp.lowering.monitoring import Unmonitored
 from nbbp.network import Sequential
 from nbbp.nodes import Node, Parameter, walk
 from nbbp.program import PADDING, Place, Program, Values
@@ -129,6 +130,8 @@ class Lowering:
         Does as much of it as can be done within a part, for who wants memory back sooner.
     is_scaled : bool
         Whether the gradient comes back multiplied by a loss scale.
+    monitoring : Unmonitored
+        What adds the ops that look on.
     """
 
     is_scaled = False
@@ -156,6 +159,7 @@ class Lowering:
         self.part: Sequence[Parameter] = network.parameters
         self.by_parts, self.gradient_stride = False, padded(network.n_parameters)
         self.state_offsets = {state.name: state.offset for state in network.states}
+        self.monitoring = Unmonitored()
 
     @property
     def trains(self) -> bool:
@@ -185,6 +189,7 @@ class Lowering:
             x, step = self.layer(node, x)
             steps.append(step)
             self.program.outputs[node.path] = x
+            self.monitoring.output(node, x, node.path != self.logits_of)
         return x, steps
 
     def output(self, node: Node, x: Values) -> Values:
@@ -205,6 +210,7 @@ class Lowering:
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
         for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
+            self.monitoring.gradient(steps[number].node, d_y)
             d_y = steps[number].backward(d_y, wants)
         return d_y
 

@@ -201,6 +201,7 @@ class MixedLowering(Lowering):
             x, step = self.layer(node, came)
             taken = self._taken[node.path] = program.taken[first:]
             program.round(*taken, x, keeps=True)
+            self.monitoring.output(node, x, node.path != self.logits_of)
             if self.trains:
                 program.rest([came, *taken], keep=x)
             else:
@@ -218,6 +219,7 @@ class MixedLowering(Lowering):
         for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
             node = steps[number].node
             first, came = len(program.taken), self._came[node.path]
+            self.monitoring.gradient(node, d_y)
             if isinstance(node.layer, Dense) and node.trainable:
                 program.fetch(came)  # before the layer's other ops, so that one phase brings back all it needs
             d_x = steps[number].backward(d_y, wants)
