@@ -235,9 +235,22 @@ def plot_monitor(monitor: Monitor, path: str | Path | None = None, quantities: S
     return figure
 
 
-def draw_heat_map(axes: Axes, monitor: Monitor, quantity: str) -> None:
-    """Draw one quantity of a monitor, layer × time, with its scale of colours; norms of updates per norm of weights."""
-    from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
+def draw_heat_map(
+    axes: Axes, monitor: Monitor, quantity: str, limits: tuple[float, float] | None = None, has_scale: bool = True
+) -> None:
+    """Draw one quantity of a monitor, layer × time; norms of updates per norm of weights.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    monitor : nbbp.callbacks.Monitor
+    quantity : str
+    limits : (float, float), optional
+        The values of the first and the last colour; those of the quantity by default.
+    has_scale : bool
+        Whether the scale of colours is drawn beside it.
+    """
+    from matplotlib.colors import LogNorm, Normalize
 
     values, updates = monitor[quantity], monitor.updates
     title = quantity.replace("_", " ")
@@ -246,21 +259,22 @@ def draw_heat_map(axes: Axes, monitor: Monitor, quantity: str) -> None:
             values, title = values / monitor["weight_norm"], "update, as a share of the weights"
         stretches = np.array_split(values, min(len(values), _COLUMNS))
         image = np.ma.masked_invalid([stretch.mean(axis=0) for stretch in stretches]).T
-    limits: Normalize
+    scale: Normalize
     if quantity in ("zeros", "saturated"):
-        limits, colours, title = Normalize(0.0, 1.0), "cividis", f"share of {title} numbers".replace("zeros", "zero")
+        title = f"share of {title} numbers".replace("zeros", "zero")
+        scale, colours = Normalize(*(limits or (0.0, 1.0))), "cividis"
     elif quantity == "mean":
         largest = float(np.abs(image).max()) if image.count() else 0.0
-        limits, colours = TwoSlopeNorm(0.0, -(largest or 1.0), largest or 1.0), "RdBu_r"
+        scale, colours = Normalize(*(limits or (-(largest or 1.0), largest or 1.0))), "RdBu_r"
     else:
         image, colours = np.ma.masked_less_equal(image, 0.0), "viridis"
-        low, high = (float(image.min()), float(image.max())) if image.count() else (1.0, 1.0)
-        limits = LogNorm(low, high if high > low else 10.0 * low)
+        low, high = limits or ((float(image.min()), float(image.max())) if image.count() else (1.0, 1.0))
+        scale = LogNorm(low, high if high > low else 10.0 * low)
     axes.set_facecolor("#e7e9ed")
     n_layers = len(monitor.layers)
     half = 0.5 * (updates[-1] - updates[0]) / max(1, len(updates) - 1) or 0.5
     drawn = axes.imshow(
-        image, norm=limits, cmap=colours, aspect="auto", interpolation="nearest",
+        image, norm=scale, cmap=colours, aspect="auto", interpolation="nearest",
         extent=(updates[0] - half, updates[-1] + half, n_layers - 0.5, -0.5),
     )  # fmt: skip
     axes.set_yticks(range(n_layers), monitor.layers, fontsize=8.0)
@@ -268,7 +282,8 @@ def draw_heat_map(axes: Axes, monitor: Monitor, quantity: str) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(False)
     axes.tick_params(axis="y", length=0)
-    axes.figure.colorbar(drawn, ax=axes, pad=0.015, aspect=14).outline.set_visible(False)
+    if has_scale:
+        axes.figure.colorbar(drawn, ax=axes, pad=0.015, aspect=14).outline.set_visible(False)
 
 
 def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, labels: Sequence[str] | None = None) -> None:

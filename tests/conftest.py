@@ -6,6 +6,7 @@ This file is imported before any test imports nbbp or numba, which read the envi
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 # Numba does not see that a callee in another file has changed, so a cache from before an edit may hold stale
@@ -16,6 +17,9 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = _cache
 
 os.environ["MPLBACKEND"] = "Agg"
+
+# What a shell runs in the background has Ctrl-C ignored, and so would have the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import settings
 
