@@ -10,7 +10,8 @@ workspace. Rows of workspace buffers are padded to whole vector registers, with 
 makes a bias the last row of its weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,11 +54,21 @@ class Values:
 
 @dataclass
 class Op:
-    """One row: which kernel, of which variant, with which columns."""
+    """One row: which kernel, of which variant, with which columns; and what it is a part of.
+
+    Attributes
+    ----------
+    phase : str
+        Of the step: "gather", "forward", "loss", "backward", "weight gradients", "update" …
+    layer : str
+        Path of the layer that it works for; "" for the network as a whole.
+    """
 
     kernel: str
     variant: int | str | UserFunction = 0
     columns: dict[int, int | Place] = field(default_factory=dict)
+    phase: str = "forward"
+    layer: str = ""
 
     def places(self) -> list[Place]:
         """The columns that are places in buffers."""
@@ -90,6 +101,8 @@ class Program:
         What the outermost layers give, by path.
     taken : list of Values
         Every matrix that was asked for, in this order.
+    task : str
+        What it is for: "training", "gradients", "evaluation" or "prediction".
     """
 
     batch: int
@@ -103,6 +116,9 @@ class Program:
     is_shared: bool = True
     outputs: dict[str, Values] = field(default_factory=dict)
     taken: list[Values] = field(default_factory=list)
+    task: str = "prediction"
+    _phase: str = "forward"
+    _layer: str = ""
     _released: dict[tuple, list[str]] = field(default_factory=dict)
 
     def find(self, kernel: str) -> list[int]:
@@ -151,5 +167,17 @@ class Program:
 
     def add(self, kernel: str, variant: int | str | UserFunction = 0, **columns: int | Place) -> int:
         """Append an op; columns by their names in nbbp/ops.py, in lower case. Gives its row."""
-        self.ops.append(Op(kernel, variant, {getattr(ops, k.upper()): v for k, v in columns.items()}))
+        numbered = {getattr(ops, k.upper()): v for k, v in columns.items()}
+        self.ops.append(Op(kernel, variant, numbered, self._phase, self._layer))
         return len(self.ops) - 1
+
+    @contextmanager
+    def labelled(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
+        """Ops that are added within belong to this phase and this layer; None for those of the block around it."""
+        around = self._phase, self._layer
+        self._phase = around[0] if phase is None else phase
+        self._layer = around[1] if layer is None else layer
+        try:
+            yield
+        finally:
+            self._phase, self._layer = around
