@@ -46,11 +46,20 @@ def plot_profile(profile: Profile, path: str | Path | None = None) -> Figure:
             per_step = 1e6 * sum(op.seconds for op in chosen) / n_steps
             draw_steps(axes, chosen, n_steps)
             axes.set_title(f"{task}: {microseconds(per_step)} µs per step")
-        all_axes[-1].set_xlabel("µs, in the order of the step")
+        all_axes[-1].set_xlabel("µs, phases in the order in which they begin")
+        draw_legend(figure, {op.phase for op in profile.ops})
         if path is not None:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path)
     return figure
+
+
+def draw_legend(figure: Figure, phases: set[str]) -> None:
+    """The phases' colours, below everything, for bars too short for a name."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=phase) for phase, colour in COLOURS.items() if phase in phases]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=9, handlelength=1.2)
 
 
 def draw_steps(axes: Axes, ops: Sequence[OpTime], n_steps: int) -> None:
@@ -59,7 +68,7 @@ def draw_steps(axes: Axes, ops: Sequence[OpTime], n_steps: int) -> None:
     start = 0.0
     for phase, share, group in grouped(ops):
         colour = COLOURS.get(phase, plotting.MUTED)
-        _bar(axes, _PHASES, start, share * whole, whole, colour, (f"{phase}\n{share:.0%}", phase))
+        _bar(axes, _PHASES, start, share * whole, whole, colour, (f"{phase}\n{share:.0%}", f"{share:.0%}"))
         for number, op in enumerate(group):
             cost = 1e6 * op.seconds / n_steps
             shade = _lighter(colour, 0.42 + 0.16 * (number % 2))

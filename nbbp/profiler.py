@@ -188,10 +188,11 @@ class Profile:
     def __str__(self) -> str:
         lines = []
         for task, n_steps in self.steps.items():
-            lines += self._table(task, n_steps) + [""]
+            lines += [*self._table(task, n_steps), ""]
         if not lines:
             return "nothing has run"
-        return "\n".join([*lines, f"On one thread; {self.overhead:.1f} ns per call, which counting costs, are taken off."])
+        lines.append(f"On one thread; {self.overhead:.1f} ns per call, which counting costs, are taken off.")
+        return "\n".join(lines)
 
     def _table(self, task: str, n_steps: int) -> list[str]:
         """Lines of one task: phases with their sums, and their ops below."""
