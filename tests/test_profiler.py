@@ -147,18 +147,13 @@ def test_nothing_is_counted_but_within(monkeypatch):
     """Without, the loop that runs is the one that knows of no counter, and short calls go their short ways."""
     model, (x, y) = small_model(), small_data()
     called = []
-    for module, name in (
-        (engine, "run_alone"),
-        (counting, "run_counted"),
-        (entry, "train_now"),
-        (entry, "predict_now"),
-    ):
 
-        def run(*arguments, name=name, loop=getattr(module, name)):
-            called.append(name)
-            return loop(*arguments)
+    def recorded(name, loop):
+        return lambda *arguments: called.append(name) or loop(*arguments)
 
-        monkeypatch.setattr(module, name, run)
+    loops = {"run_alone": engine, "run_counted": counting, "train_now": entry, "predict_now": entry}
+    for name, module in loops.items():
+        monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
 
     def calls_of_everything():
         called.clear()
