@@ -78,6 +78,7 @@ def draw_steps(axes: Axes, ops: Sequence[OpTime], n_steps: int) -> None:
     axes.set_ylim(_OPS - 0.5, _PHASES + 0.5)
     axes.set_yticks([_OPS, _PHASES], ["ops", "phases"])
     axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.grid(False)
     axes.spines["left"].set_visible(False)
 
@@ -86,7 +87,7 @@ def _names(op: OpTime) -> tuple[str, ...]:
     """What an op's bar says, the longest first."""
     kernel = op.kernel.replace("_", " ")
     if op.layer == "network":
-        return kernel.replace(" ", "\n"), kernel[:3] + "."
+        return (kernel.replace(" ", "\n"),)
     path, _, kind = op.layer.partition(" ")
     return f"{path} {kind}\n{kernel}", f"{path} {kind}", path
 
