@@ -74,7 +74,11 @@ def conditions_text(results: Mapping) -> str:
 
 
 def time_in_turn(
-    runs: Mapping[_Name, Callable[[], object]], seconds: float, least_turns: int = 3, stretch: float = STRETCH
+    runs: Mapping[_Name, Callable[[], object]],
+    seconds: float,
+    least_turns: int = 3,
+    stretch: float = STRETCH,
+    settling: float = 0.0,
 ) -> dict[_Name, dict[str, float]]:
     """Time calls that take turns, so that a slow moment of the machine falls on all of them.
 
@@ -88,6 +92,8 @@ def time_in_turn(
         How many there are in any case.
     stretch : float
         Seconds of calls in a row that make one measurement.
+    settling : float
+        Seconds to sleep before each: threads of the run before may wait in a loop for that long before they sleep.
 
     Returns
     -------
@@ -99,6 +105,7 @@ def time_in_turn(
     stop, turns = time.perf_counter() + seconds, 0
     while turns < least_turns or time.perf_counter() < stop:
         for name, run in runs.items():
+            time.sleep(settling)
             taken[name].append(_seconds_of(run, n_calls[name]) / n_calls[name])
         turns += 1
     return {

@@ -11,10 +11,12 @@ from nbbp.cpu.engine import BoundProgram
 from nbbp.program import Program
 
 
-def bind(program: Program, buffers: dict[str, np.ndarray] | None = None) -> BoundProgram:
-    """A program of float32, written op by op, ready to run: all ops as one tile, on one thread."""
-    program.tiles = np.array([(0, len(program.ops), 0, program.batch, 0, tiling.ALL)], np.int64)
-    program.phases = np.array([0, 1], np.int64)
+def bind(
+    program: Program, buffers: dict[str, np.ndarray] | None = None, tiles: Sequence[tuple] | None = None
+) -> BoundProgram:
+    """A program of float32, written op by op, ready to run on one thread: all ops as one tile, or as `tiles`."""
+    tiles = tiles or [(0, len(program.ops), 0, program.batch, 0, tiling.ALL)]
+    program.tiles, program.phases = np.array(tiles, np.int64), np.array([0, len(tiles)], np.int64)
     program.is_shared = False
     return BoundProgram(program, "float32", buffers or {})
 
