@@ -44,6 +44,7 @@ from nbbp.optimizers import (
 from nbbp.persistence import load_model
 from nbbp.population import Population, PopulationHistory
 from nbbp.precision import LossScaling
+from nbbp.profiler import Profile, profile
 from nbbp.warming import warmup
 
 __version__ = "0.1.0"
@@ -75,6 +76,7 @@ __all__ = [
     "NAdam",
     "Population",
     "PopulationHistory",
+    "Profile",
     "RAdam",
     "RMSNorm",
     "RMSprop",
@@ -96,6 +98,7 @@ __all__ = [
     "losses",
     "metrics",
     "optimizers",
+    "profile",
     "schedules",
     "set_num_threads",
     "warmup",

@@ -28,7 +28,7 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp", "afn"}
 _PACKAGE = Path(__file__).resolve().parent
 #: Files and folders with code that is compiled, or that shapes it, and the switches that do.
 _COMPILED = ("cpu", "sample", "scalars", "compiling.py", "metrics.py", "ops.py", "validation.py")
-_SWITCHES = ("NBBP_FLUSH_TO_ZERO", "NBBP_HALF_INSTRUCTIONS", "NBBP_VECTOR_BITS")
+_SWITCHES = ("NBBP_CYCLE_COUNTER", "NBBP_FLUSH_TO_ZERO", "NBBP_HALF_INSTRUCTIONS", "NBBP_VECTOR_BITS")
 
 _said = set()
 

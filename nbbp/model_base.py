@@ -62,6 +62,7 @@ class ModelBase:
         self.history = History()
         self._session: Session | None = None
         self._online: OnlineStep | Literal[False] | None = None  # False: there is none for this model
+        self._profile: Any = None  # a nbbp.profiler.Profile, while it waits for the session
         self._parameters: Mapping[str, np.ndarray] | None = None
         self._state: Mapping[str, np.ndarray] | None = None
         if network.n_in is not None:
@@ -84,7 +85,7 @@ class ModelBase:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy.deepcopy; the copy has memory of its own and goes on from where this model stands."""
-        return {**self.__dict__, "_parameters": None, "_state": None, "_online": None}
+        return {**self.__dict__, "_parameters": None, "_state": None, "_online": None, "_profile": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -96,6 +97,8 @@ class ModelBase:
         self.network = network
         parts = self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
         self._session = Session(*parts, self.precision, self.loss_scaling, parameters)
+        if self._profile is not None:
+            self._profile.watch(self._session)
         self._name_parameters()
 
     def _name_parameters(self) -> None:

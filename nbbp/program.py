@@ -10,7 +10,8 @@ workspace. Rows of workspace buffers are padded to whole vector registers, with 
 makes a bias the last row of its weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -53,11 +54,21 @@ class Values:
 
 @dataclass
 class Op:
-    """One row: which kernel, of which variant, with which columns."""
+    """One row: which kernel, of which variant, with which columns; and what it is a part of.
+
+    Attributes
+    ----------
+    phase : str
+        Of the step: "gather", "forward", "loss", "backward", "weight gradients", "update" …
+    layer : str
+        Path of the layer that it works for; "" for the network as a whole.
+    """
 
     kernel: str
     variant: int | str | UserFunction = 0
     columns: dict[int, int | Place] = field(default_factory=dict)
+    phase: str = "forward"
+    layer: str = ""
 
     def places(self) -> list[Place]:
         """The columns that are places in buffers."""
@@ -92,6 +103,8 @@ class Program:
         Every matrix that was asked for, in this order.
     monitored : (tiles, phases) or None
         Of the steps that are monitored, where there are such.
+    task : str
+        What it is for: "training", "gradients", "evaluation" or "prediction".
     """
 
     batch: int
@@ -106,6 +119,9 @@ class Program:
     outputs: dict[str, Values] = field(default_factory=dict)
     taken: list[Values] = field(default_factory=list)
     monitored: tuple[np.ndarray, np.ndarray] | None = None
+    task: str = "prediction"
+    _phase: str = "forward"
+    _layer: str = ""
     _released: dict[tuple, list[str]] = field(default_factory=dict)
 
     def find(self, kernel: str) -> list[int]:
@@ -154,7 +170,8 @@ class Program:
 
     def add(self, kernel: str, variant: int | str | UserFunction = 0, **columns: int | Place) -> int:
         """Append an op; columns by their names in nbbp/ops.py, in lower case. Gives its row."""
-        self.ops.append(Op(kernel, variant, {getattr(ops, k.upper()): v for k, v in columns.items()}))
+        numbered = {getattr(ops, k.upper()): v for k, v in columns.items()}
+        self.ops.append(Op(kernel, variant, numbered, self._phase, self._layer))
         return len(self.ops) - 1
 
     def monitor_by(self, other: "Program") -> None:
@@ -175,3 +192,14 @@ class Program:
             raise AssertionError("a monitored step must use the memory of an ordinary one as that does")
         self.buffers, self.scratch = dict(other.buffers), max(self.scratch, other.scratch)
         self.monitored = other.tiles + np.array([n_ops, n_ops, 0, 0, 0, 0]), other.phases
+
+    @contextmanager
+    def labelled(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
+        """Ops that are added within belong to this phase and this layer; None for those of the block around it."""
+        around = self._phase, self._layer
+        self._phase = around[0] if phase is None else phase
+        self._layer = around[1] if layer is None else layer
+        try:
+            yield
+        finally:
+            self._phase, self._layer = around

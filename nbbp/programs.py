@@ -32,17 +32,12 @@ def prediction_program(
     """
     lowering = lowering_in(precision, network, batch, keeps_outputs=keeps_outputs)
     out, _ = checkpointing.forward(lowering, lowering.gather(), ends=True)
-    if also is not None:
-        out = final_activation(lowering, also, out)
     program = lowering.program
-    program.add(
-        "copy_out",
-        x=Place(out.buffer),
-        x_stride=out.stride,
-        y=Place("output"),
-        y_stride=out.width,
-        n_out=out.width,
-    )
+    with program.labelled(phase="output"):
+        if also is not None:
+            out = final_activation(lowering, also, out)
+        columns = {"x": Place(out.buffer), "x_stride": out.stride, "y": Place("output"), "y_stride": out.width}
+        program.add("copy_out", n_out=out.width, **columns)
     return _forward_only(lowering)
 
 
@@ -52,6 +47,7 @@ def evaluation_program(
 ) -> Program:  # fmt: skip
     """Loss and metrics of every row."""
     lowering = lowering_in(precision, network, batch)
+    lowering.program.task = "evaluation"
     out, _ = checkpointing.forward(lowering, lowering.gather(), ends=not takes_logits(network, loss))
     loss_op(lowering, loss, out, target_is_labels, with_gradient=False)
     metric_ops(lowering, metrics, loss, out, target_is_labels)
@@ -93,6 +89,7 @@ def training_program(
         precision, network, batch, partials, keeps_state=optimizer is None, is_mean=loss.reduction == "mean"
     )
     program = lowering.program
+    program.task = "gradients" if optimizer is None else "training"
     if is_monitored:
         loss_scale = Place(parameters.LOSS_SCALE) if lowering.is_scaled else 0
         lowering.monitoring = Monitoring(program, network, lowering.is_mean, loss_scale)
@@ -168,7 +165,8 @@ def _weight_gradients(lowering: Lowering) -> None:
     for job in lowering.pending:
         where = lowering.gradient_at(lowering.offset_of(job.node))
         rows, stride = lowering.partials.rows, lowering.gradient_stride
-        parameters.weight_gradient(lowering, job, where, slot_rows=rows, slot_stride=stride)
+        with lowering.program.labelled(layer=job.node.path):
+            parameters.weight_gradient(lowering, job, where, slot_rows=rows, slot_stride=stride)
     lowering.pending.clear()
 
 
@@ -193,7 +191,8 @@ def _partial_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good:
     phases = _phases(program, done, rows, cuts_products=False)
     first = len(program.ops)
     if rows < program.batch:
-        program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=lowering.gradient_stride)
+        with program.labelled(phase="weight gradients"):
+            program.add("reduce_gradient", y=Place("gradient"), slot_rows=rows, slot_stride=lowering.gradient_stride)
     if _prepares(lowering, optimizer):
         phases.append(_prepare_everything(lowering, optimizer, first, tiling.PARAMETERS))
         first = len(program.ops)
@@ -222,7 +221,9 @@ def _update_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: 
             phases.append(tiling.column_tiles(last, len(program.ops), program.batch, n, tiling.PARAMETERS))
         return phases
     if optimizer is not None:
-        parameters.updates(lowering, optimizer, own, start, Place("gradient"), (0, 1), 1)
+        layer = " to ".join(dict.fromkeys((own[0].layer, own[-1].layer))) if lowering.by_parts else ""
+        with program.labelled(layer=layer):
+            parameters.updates(lowering, optimizer, own, start, Place("gradient"), (0, 1), 1)
     lowering.monitoring.after()
     return [tiling.column_tiles(first, len(program.ops), program.batch, n, tiling.PARAMETERS)]
 
@@ -237,10 +238,9 @@ def _flush_wide(lowering: Lowering, phases: list[list[tuple]], optimizer: Optimi
     phases += _phases(lowering.program, done, tiling.FORWARD_ROWS, cuts_products=True)
     tiles = []
     for job in lowering.pending:
-        if isinstance(job, OwnGradient):
-            tiles += _own_tiles(lowering, job, optimizer, keeps_good)
-        else:
-            tiles += _weight_tiles(lowering, job, optimizer, keeps_good)
+        make = _own_tiles if isinstance(job, OwnGradient) else _weight_tiles
+        with lowering.program.labelled(layer=job.node.path):
+            tiles += make(lowering, job, optimizer, keeps_good)
     lowering.pending.clear()
     if tiles:
         phases.append([tile for _, tile in sorted(tiles, key=lambda pair: pair[0])])

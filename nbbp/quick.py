@@ -60,7 +60,7 @@ def quick_step(session: Session, x: Any, y: Any) -> QuickStep | None:
     if not labels and not (values and limits is not None):
         return None
     bound = session.training(len(x), labels, False)
-    if bound.n_threads() > 1:
+    if bound.n_threads() > 1 or session.watchers:
         return None
     losses = np.empty(len(x))
     for name, array in (("sample weight", None), ("order", None), ("loss values", losses)):

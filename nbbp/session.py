@@ -91,6 +91,8 @@ class Session:
         Where the optimizer's schedule stands.
     lock : threading.RLock
         Held while a thread trains.
+    watchers : list of nbbp.profiler.Profile
+        Who counts the time of every op at the moment.
     """
 
     def __init__(
@@ -119,16 +121,17 @@ class Session:
         strides = [padded(n) for n in lengths]
         self.slot_buffer = aligned(sum(strides), dtype)
         self.slots = [self.slot_buffer[sum(strides[:k]) :][:n] for k, n in enumerate(lengths)]
-        self.good_parameters: np.ndarray | None = None
-        self.good_state: np.ndarray | None = None
-        self.good_scale: np.ndarray | None = None
+        self.good_parameters = self.good_state = self.good_scale = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         self.coefficients = StepCoefficients(network, optimizer)
         self.monitor: Monitor | None = None
-        self.lock = threading.RLock()
-        self.steps_ahead = 0
-        self._quick: QuickStep | None = None
+        self.lock, self.watchers, self.steps_ahead = threading.RLock(), [], 0
         self._making = threading.Lock()
+        self.find_short_ways()
+
+    def find_short_ways(self) -> None:
+        """Let quick calls from Python look, or look again, whether there is a short way for them."""
+        self._quick: QuickStep | None = None
         self._of_this_thread = threading.local()
 
     # copies -----------------------------------------------------------------------------------------------
@@ -165,7 +168,7 @@ class Session:
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
             buffers["good parameters"] = self.good_parameters
-        return BoundProgram(program, self.dtype, buffers, self.seed)
+        return BoundProgram(program, self.dtype, buffers, self.seed, self.watchers)
 
     def training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
         """The training program for batches of that size."""
@@ -373,12 +376,13 @@ class Session:
         try:
             _, arguments = mine.prediction
         except AttributeError:
+            if self.watchers:
+                return None  # the long way is watched
             bound = self.bind(self.prediction(FORWARD_BATCH))
             bound.attach("order", None)
             (gather,), (copy_out,) = bound.program.find("gather"), bound.program.find("copy_out")
-            scratch = bound.scratch.ctypes.data
-            table = bound.table, bound.tiles, bound.phases
-            arguments = (*table, FORWARD_BATCH, scratch, gather, copy_out, np.finfo(self.dtype).max)
+            table = bound.table, bound.tiles, bound.phases, FORWARD_BATCH, bound.scratch.ctypes.data
+            arguments = (*table, gather, copy_out, np.finfo(self.dtype).max)
             mine.prediction = bound, arguments
         out = np.empty((x.shape[0], self.n_out), self.dtype)
         return self.form.outputs(out) if entry.predict_now(*arguments, x, out) else None

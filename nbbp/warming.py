@@ -7,6 +7,7 @@ import numpy as np
 from nbbp import initializers
 from nbbp.arena import compile_sweeps
 from nbbp.cpu import kernels
+from nbbp.cpu.counting import compile_counting
 from nbbp.cpu.engine import BoundProgram
 from nbbp.layers import Dense
 from nbbp.model import Model
@@ -41,3 +42,4 @@ def warmup(dtypes: Iterable[str] = ("float32", "float64")) -> None:
         population.fit(x, y, verbose=0)
         population.predict(x)
     BoundProgram.compile_team()
+    compile_counting()

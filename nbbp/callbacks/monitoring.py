@@ -110,6 +110,8 @@ class Monitor(Callback):
         session = run.model._built
         if session.monitor is not None:
             raise ValueError("one Monitor at a time can look at a model; callbacks has two")
+        if session.watchers:
+            raise ValueError("a Monitor looks at the steps of the ordinary loop, which nbbp.profile replaces")
         self._nodes = monitored(session.network)
         self.layers = [f"{node.path} {_name(node)}" for node in self._nodes]
         self._clear()

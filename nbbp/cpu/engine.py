@@ -7,6 +7,7 @@ Legend: a bound program owns its workspace; the parameters and slots are the mod
 import contextlib
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -95,6 +96,8 @@ class BoundProgram:
         The model's own buffers ("parameters", "slot 0", …); their memory is used, not copied.
     seed : int
         Key of the layers' random numbers.
+    watchers : list
+        While it holds somebody, runs are theirs: ``watchers[0].run(bound, n_samples)`` (see nbbp/profiler.py).
 
     Attributes
     ----------
@@ -104,8 +107,11 @@ class BoundProgram:
         To be held from `attach` to the end of what the run leaves behind.
     """
 
-    def __init__(self, program: Any, dtype: Any, buffers: dict[str, np.ndarray], seed: int = 0) -> None:
+    def __init__(
+        self, program: Any, dtype: Any, buffers: dict[str, np.ndarray], seed: int = 0, watchers: Sequence[Any] = ()
+    ) -> None:
         self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
+        self.watchers = watchers
         self.tiles, self.phases = program.tiles, program.phases
         self.due_tiles, self.due_phases = program.monitored or (_NO_TILES, _NO_PHASES)
         self._due = _NEVER, 1
@@ -194,6 +200,9 @@ class BoundProgram:
 
     def _run(self, n_samples: int) -> None:
         self.table[:, ops.N_SAMPLES] = n_samples
+        if self.watchers:
+            self.watchers[0].run(self, n_samples)
+            return
         batch = self.program.batch
         n_threads = self.n_threads()
         plans = self.table, self.tiles, self.phases, self.due_tiles, self.due_phases

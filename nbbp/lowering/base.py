@@ -9,8 +9,10 @@ loss with respect to them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nbbp.layers import Activation
 from nbbp.losses import Loss
@@ -33,6 +35,20 @@ def lowers(kind: type) -> Callable:
         return lower
 
     return register
+
+
+def in_phase(phase: str) -> Callable:
+    """Decorate ``f(lowering, …)``: the ops that it adds belong to this phase of a step."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def labelled(lowering: Lowering, *arguments: Any, **keywords: Any) -> Any:
+            with lowering.program.labelled(phase=phase):
+                return function(lowering, *arguments, **keywords)
+
+        return labelled
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -168,6 +184,7 @@ class Lowering:
 
     # forward ---------------------------------------------------------------------------------------------------------
 
+    @in_phase("gather")
     def gather(self) -> Values:
         n_in, program = self.network.n_in, self.program
         x = self.free(program.matrix("input", n_in, with_one=True), unless=True)
@@ -186,7 +203,8 @@ class Lowering:
         """The ops of layers one after the other."""
         steps = []
         for node in nodes:
-            x, step = self.layer(node, x)
+            with self.program.labelled(layer=node.path):
+                x, step = self.layer(node, x)
             steps.append(step)
             self.program.outputs[node.path] = x
             self.monitoring.output(node, x, node.path != self.logits_of)
@@ -211,7 +229,8 @@ class Lowering:
         """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
         for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
             self.monitoring.gradient(steps[number].node, d_y)
-            d_y = steps[number].backward(d_y, wants)
+            with self.program.labelled(layer=steps[number].node.path):
+                d_y = steps[number].backward(d_y, wants)
         return d_y
 
     def own_gradient(self, node: Node, is_whole: bool = False) -> dict[str, int | Place]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nbbp.lowering.base import Lowering, Step, last_path, way_back
+from nbbp.lowering.base import Lowering, Step, in_phase, last_path, way_back
 from nbbp.nodes import Node
 from nbbp.program import Values
 
@@ -58,6 +58,7 @@ def forward(lowering: Lowering, x: Values, ends: bool) -> tuple[Values, list[Par
     return x, parts
 
 
+@in_phase("backward")
 def backward(lowering: Lowering, parts: Sequence[Part], d_y: Values) -> None:
     """The ops of the way back, and of the parameters' gradients."""
     program = lowering.program
@@ -68,7 +69,8 @@ def backward(lowering: Lowering, parts: Sequence[Part], d_y: Values) -> None:
         if steps is None:
             first = len(program.taken)
             keeps_state, lowering.keeps_state = lowering.keeps_state, True
-            _, steps = lowering.chain(part.nodes, part.x)
+            with program.labelled(phase="forward again"):
+                _, steps = lowering.chain(part.nodes, part.x)
             lowering.keeps_state = keeps_state
         d_x = lowering.back(steps, d_y, wants_d_x)
         lowering.flush()

@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from nbbp import ops, tiling
-from nbbp.lowering.base import Lowering
+from nbbp.lowering.base import Lowering, in_phase
 from nbbp.lowering.parameters import LOSS_SCALE, SQUARES, conditions, slot_lengths
 from nbbp.network import Sequential
 from nbbp.optimizer_base import N_COLUMNS
@@ -23,6 +23,7 @@ from nbbp.program import Place
 from nbbp.scalars.coefficients import COEFFICIENTS
 
 
+@in_phase("update")
 def prepared_tiles(
     lowering: Lowering, optimizer: Optimizer, first: int, base: int, n_rows: int, panel: tuple[int, int], stride: int,
     size: int,
@@ -58,6 +59,7 @@ def prepared_tiles(
     return tiles
 
 
+@in_phase("update")
 def finish(lowering: Lowering, optimizer: Optimizer) -> None:
     """Ops that finish the whole gradient, one for each stretch of parameters that are not frozen."""
     program, columns = lowering.program, conditions(lowering, optimizer)

@@ -8,12 +8,13 @@ from nbbp import metrics as metric_codes
 from nbbp import tiling
 from nbbp.layers import Activation
 from nbbp.losses import Loss
-from nbbp.lowering.base import Lowering, last_activation, takes_logits
+from nbbp.lowering.base import Lowering, in_phase, last_activation, takes_logits
 from nbbp.lowering.dense import activation_op
 from nbbp.metrics import Metric
 from nbbp.program import Place, Values
 
 
+@in_phase("loss")
 def loss_op(lowering: Lowering, loss: Loss, x: Values, target_is_labels: bool, with_gradient: bool) -> Values | None:
     """Op for the loss of every row, and of its gradient if that is wanted."""
     program = lowering.program
@@ -41,6 +42,7 @@ def _target(x: Values, is_labels: bool) -> dict[str, int | Place]:
     }
 
 
+@in_phase("metrics")
 def metric_ops(lowering: Lowering, metrics: Sequence[Metric], loss: Loss, x: Values, target_is_labels: bool) -> None:
     """Ops for metrics of what the last layer gives; where only logits are at hand, of what follows from them."""
     program, n_out = lowering.program, x.width

@@ -21,7 +21,7 @@ from typing import Any
 
 from nbbp import ops, tiling
 from nbbp.layers import Custom, Dense, Embedding
-from nbbp.lowering.base import Lowering, Step, padded, way_back
+from nbbp.lowering.base import Lowering, Step, in_phase, padded, way_back
 from nbbp.lowering.parameters import LOSS_SCALE
 from nbbp.nodes import Node, walk
 from nbbp.program import Place, Program, Values
@@ -170,6 +170,7 @@ class MixedLowering(Lowering):
         self._taken: dict[str, list[Values]] = {}
         self._rounded: dict[str, Place] = {}
 
+    @in_phase("gather")
     def gather(self) -> Values:
         program, nodes = self.program, list(walk(self.network.nodes))
         for node in nodes:
@@ -177,7 +178,8 @@ class MixedLowering(Lowering):
             if isinstance(node.layer, Custom) and size:
                 rounded = self._rounded[node.path] = Place(f"rounded parameters {node.path}")
                 program.buffers[rounded.buffer] = padded(size)
-                program.add("round_parameters", program.code, x=self._masters(node), y=rounded, n_out=size)
+                with program.labelled(layer=node.path):
+                    program.add("round_parameters", program.code, x=self._masters(node), y=rounded, n_out=size)
         x = super().gather()
         if not any(isinstance(node.layer, Embedding) for node in nodes):  # category numbers stay as they are
             program.round(x, keeps=True)
@@ -198,9 +200,10 @@ class MixedLowering(Lowering):
         for node in nodes:
             first = len(program.taken)
             came = self._came[node.path] = x
-            x, step = self.layer(node, came)
-            taken = self._taken[node.path] = program.taken[first:]
-            program.round(*taken, x, keeps=True)
+            with program.labelled(layer=node.path):
+                x, step = self.layer(node, came)
+                taken = self._taken[node.path] = program.taken[first:]
+                program.round(*taken, x, keeps=True)
             self.monitoring.output(node, x, node.path != self.logits_of)
             if self.trains:
                 program.rest([came, *taken], keep=x)
@@ -209,6 +212,7 @@ class MixedLowering(Lowering):
             steps.append(step)
         return x, steps
 
+    @in_phase("backward")
     def begin_backward(self, d_y: Values) -> None:
         """Scale and round the gradient of the loss."""
         self.program.round(d_y, keeps=False, **({"loss_scale": Place(LOSS_SCALE)} if self.is_scaled else {}))
@@ -220,11 +224,12 @@ class MixedLowering(Lowering):
             node = steps[number].node
             first, came = len(program.taken), self._came[node.path]
             self.monitoring.gradient(node, d_y)
-            if isinstance(node.layer, Dense) and node.trainable:
-                program.fetch(came)  # before the layer's other ops, so that one phase brings back all it needs
-            d_x = steps[number].backward(d_y, wants)
-            if wants:
-                program.round(d_x, keeps=False)
+            with program.labelled(layer=node.path):
+                if isinstance(node.layer, Dense) and node.trainable:
+                    program.fetch(came)  # before the layer's other ops, so that one phase brings back all it needs
+                d_x = steps[number].backward(d_y, wants)
+                if wants:
+                    program.round(d_x, keeps=False)
             self.flush_layer()
             # what the layer made on its way forward is read by itself and by the layer behind it, which is done
             also = self._taken[node.path] if d_y.buffer == given.buffer else [*self._taken[node.path], d_y]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nbbp.lowering.base import Lowering, OwnGradient, WeightGradient
+from nbbp.lowering.base import Lowering, OwnGradient, WeightGradient, in_phase
 from nbbp.lowering.dense import IN_PLACE
 from nbbp.network import Sequential
 from nbbp.nodes import Parameter
@@ -23,6 +23,7 @@ SQUARES = "squares"
 LOSS_SCALE = "loss scale"
 
 
+@in_phase("weight gradients")
 def weight_gradient(
     lowering: Lowering, job: WeightGradient, gradient: Place | int, panel: tuple[int, int] | None = None,
     **columns: int,
@@ -44,12 +45,14 @@ def weight_gradient(
     )  # fmt: skip
 
 
+@in_phase("weight gradients")
 def sum_of_partials(lowering: Lowering, job: OwnGradient, into: Place | None) -> None:
     """Op that adds up the partial gradients of a layer's own ops: into the first, or `into` the whole gradient."""
     columns = {"y": Place(job.buffer)} if into is None else {"x": Place(job.buffer), "y": into}
     lowering.program.add("reduce_gradient", slot_rows=job.rows, slot_stride=job.stride, **columns)
 
 
+@in_phase("update")
 def snapshot(lowering: Lowering, start: int, n_rows: int, panel: tuple[int, int], stride: int) -> None:
     """Op that keeps rows of parameters from `start` on in the first step of a run, if its loss is finite."""
     lowering.program.add(
@@ -58,6 +61,7 @@ def snapshot(lowering: Lowering, start: int, n_rows: int, panel: tuple[int, int]
     )  # fmt: skip
 
 
+@in_phase("update")
 def updates(
     lowering: Lowering, optimizer: Optimizer, parameters: Sequence[Parameter], base: int, gradient: Place | int,
     panel: tuple[int, int], stride: int,
@@ -87,6 +91,7 @@ def updates(
         )  # fmt: skip
 
 
+@in_phase("update")
 def adafactor(lowering: Lowering, optimizer: Optimizer, parameters: Sequence[Parameter]) -> None:
     """Update ops of parameters, each whole."""
     network = lowering.network

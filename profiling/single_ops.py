@@ -1,0 +1,43 @@
+"""Ops of the engine run by themselves: a program written op by op, or chosen ops of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from nbbp import tiling
+from nbbp.cpu.engine import BoundProgram
+from nbbp.program import Program
+
+
+def bind(
+    program: Program, buffers: dict[str, np.ndarray] | None = None, tiles: Sequence[tuple] | None = None
+) -> BoundProgram:
+    """A program of float32, written op by op, ready to run on one thread: all ops as one tile, or as `tiles`."""
+    tiles = tiles or [(0, len(program.ops), 0, program.batch, 0, tiling.ALL)]
+    program.tiles, program.phases = np.array(tiles, np.int64), np.array([0, len(tiles)], np.int64)
+    program.is_shared = False
+    return BoundProgram(program, "float32", buffers or {})
+
+
+def inside(bound: BoundProgram, name: str, width: int) -> np.ndarray:
+    """The matrix (batch, width) in a workspace buffer, without its padding."""
+    return bound.buffer(name).reshape(bound.program.batch, -1)[:, :width]
+
+
+def choose(bound: BoundProgram, rows: Sequence[int]) -> None:
+    """Let a bound program run these ops alone, cut into the tiles and phases that they have in the whole step."""
+    tiles, ends = [], [0]
+    for start, stop in zip(bound.program.phases[:-1], bound.program.phases[1:], strict=True):
+        for first, last, *ranges in bound.program.tiles[start:stop]:
+            tiles += [(row, row + 1, *ranges) for row in rows if first <= row < last]
+        if len(tiles) > ends[-1]:
+            ends.append(len(tiles))
+    bound.tiles, bound.phases = np.array(tiles, np.int64), np.array(ends, np.int64)
+
+
+def steps(bound: BoundProgram, n_steps: int) -> Callable[[], None]:
+    """A run of so many whole batches; Python is entered once for all of them."""
+    n_samples = n_steps * bound.program.batch
+    return lambda: bound.run(n_samples)
