@@ -38,6 +38,8 @@ FORWARD_ROWS = 32
 LOSS_SCRATCH = 7 * 64
 #: Numbers of a tile of an update, or of a weight whose gradient is computed and applied at once.
 PARAMETERS = 1 << 13
+#: Outputs of a layer up to which its weight gradient is computed in scratch, as its transpose (see cpu/gemm.py).
+FEW_OUTPUTS = 4
 #: Columns of a tile of a wide product: the widest panel of cpu/tile.py.
 PANEL = 64
 #: Panels of a wide weight: enough for as many threads, each wide enough to read memory in long runs.

@@ -8,8 +8,11 @@ from numba import int64
 
 from nbbp import ops
 from nbbp.cpu import simd
-from nbbp.cpu.gemm import TRANSPOSED, gated_product, panel_width, rounded_product
+from nbbp.cpu.gemm import FEW_OUTPUTS, TRANSPOSED, gated_product, panel_width, rounded_product, swapped_product
 from nbbp.cpu.kernels import kernel
+
+#: Rows of a batch from which on turning a narrow weight gradient round is worth it.
+_MANY_ROWS = 8
 
 
 @kernel("product", of_float32=(ops.BF16, ops.FP16))
@@ -42,6 +45,11 @@ def product_op(zero, variant):
             y = simd.advance(y, slot + (0 if op[ops.TILE_LOCAL] else column_start * y_stride))
             m, n, k = last - column_start, op[ops.N_OUT], row_stop - row_start
             x_row, x_column = 1, x_stride
+            if variant == 0 and n <= FEW_OUTPUTS and k >= _MANY_ROWS and op[ops.Y] != 0:
+                swapped_product(
+                    y, y_stride, x, x_stride, w, w_stride, m, n, k, simd.pointer(scratch, zero), lanes, panel
+                )
+                return
         else:
             last = min(column_stop, op[ops.N_OUT])
             x = simd.advance(x, row_start * x_stride)
