@@ -38,7 +38,7 @@ FORWARD_ROWS = 32
 LOSS_SCRATCH = 7 * 64
 #: Numbers of a tile of an update, or of a weight whose gradient is computed and applied at once.
 PARAMETERS = 1 << 13
-#: Outputs of a layer up to which its weight gradient is computed in scratch, as its transpose (see cpu/gemm.py).
+#: Outputs of a layer up to which its weight gradient takes scratch (see cpu/narrow.py).
 FEW_OUTPUTS = 4
 #: Columns of a tile of a wide product: the widest panel of cpu/tile.py.
 PANEL = 64

@@ -7,11 +7,11 @@ with BLAS and in parallel too, are in cpu/dense_variants.py.
 from numba import int64
 
 from nbbp import ops
-from nbbp.cpu import simd
-from nbbp.cpu.gemm import FEW_OUTPUTS, TRANSPOSED, gated_product, panel_width, rounded_product, swapped_product
+from nbbp.cpu import narrow, simd
+from nbbp.cpu.gemm import TRANSPOSED, gated_product, panel_width, rounded_product
 from nbbp.cpu.kernels import kernel
 
-#: Rows of a batch from which on turning a narrow weight gradient round is worth it.
+#: Rows of a whole batch from which on a weight gradient with few outputs goes its own way (cpu/narrow.py).
 _MANY_ROWS = 8
 
 
@@ -45,9 +45,9 @@ def product_op(zero, variant):
             y = simd.advance(y, slot + (0 if op[ops.TILE_LOCAL] else column_start * y_stride))
             m, n, k = last - column_start, op[ops.N_OUT], row_stop - row_start
             x_row, x_column = 1, x_stride
-            if variant == 0 and n <= FEW_OUTPUTS and k >= _MANY_ROWS and op[ops.Y] != 0:
-                swapped_product(
-                    y, y_stride, x, x_stride, w, w_stride, m, n, k, simd.pointer(scratch, zero), lanes, panel
+            if variant == 0 and n <= narrow.FEW_OUTPUTS and op[ops.BATCH] >= _MANY_ROWS and op[ops.Y] != 0:
+                narrow.weight_gradient(
+                    y, y_stride, x, x_stride, w, w_stride, m, n, k, floor, simd.pointer(scratch, zero), panel
                 )
                 return
         else:

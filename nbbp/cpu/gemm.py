@@ -9,8 +9,6 @@ import numpy as np
 from nbbp.compiling import jit
 from nbbp.cpu import half, simd, tile
 
-#: Columns of C up to which a weight gradient is computed as its transpose (as in nbbp/tiling.py).
-FEW_OUTPUTS = 4
 #: B may be read in place, copied side by side panel by panel, or transposed while it is copied.
 IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
 
@@ -115,23 +113,3 @@ def rounded_product(
             panel_c, c_stride, a, a_row, a_column, scratch, stride, m, width, k, rounded_bias, has_bias, floor,
             panel_c, c_stride, 0,
         )  # fmt: skip
-
-
-@jit()
-def swapped_product(c, c_stride, a, a_stride, b, b_stride, m, n, k, scratch, lanes, panel):
-    """C = Aᵀ·B where B has few columns, as the transpose of Bᵀ·A, whose rows fill registers.
-
-    c (m, n), a (k, m), b (k, n) with these row strides. Takes n · panel numbers of scratch. Writes c, which must not
-    overlap a, b or scratch.
-    """
-    for first in range(0, m, panel):
-        width = min(m - first, panel)
-        part = simd.advance(a, first)
-        no_floor = -type(scratch[0])(np.inf)
-        tile.multiply_panel(
-            scratch, panel, b, 1, b_stride, part, a_stride, n, width, k, b, 0, no_floor, scratch, panel, 0
-        )
-        for j in range(n):
-            row = simd.advance(scratch, j * panel)
-            for i in range(width):
-                c[(first + i) * c_stride + j] = row[i]
