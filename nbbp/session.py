@@ -19,7 +19,7 @@ from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation
 from nbbp.losses import Loss
-from nbbp.lowering.base import padded
+from nbbp.lowering.base import PLACE_IN_BATCH, padded
 from nbbp.lowering.gradients import coefficients_of_batches
 from nbbp.lowering.parameters import LOSS_SCALE, coefficients_buffer, slot_lengths
 from nbbp.metrics import Metric
@@ -167,16 +167,16 @@ class Session:
             buffers["good parameters"] = self.good_parameters
         return BoundProgram(program, self.dtype, buffers, self.seed)
 
-    def training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
-        """The training program for batches of that size."""
+    def training(self, batch: int, labels: bool, keeps_good: bool, augment: tuple = ()) -> BoundProgram:
+        """The training program for batches of that size, whose rows are augmented."""
 
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
             return programs.training_program(
-                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision
+                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision, augment
             )
 
-        return self._program(("train", batch, labels, keeps_good), make)
+        return self._program(("train", batch, labels, keeps_good, augment), make)
 
     def begin_fit(self) -> None:
         """Start keeping the last good parameters.
@@ -244,12 +244,14 @@ class Session:
     # training ---------------------------------------------------------------------------------------------
 
     @_one_at_a_time
-    def train_chunk(self, chunk: Chunk, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    def train_chunk(self, chunk: Chunk, batch: int, augment: tuple = ()) -> tuple[np.ndarray, list[np.ndarray]]:
         """Train on every batch of a chunk, in its order; losses (rows,) and metrics [(rows,), …], as weighted."""
         n = len(chunk.order)
-        bound = self.training(batch, chunk.has_labels, True)
+        bound = self.training(batch, chunk.has_labels, True, augment)
         n_steps = -(-n // bound.program.batch)
         losses, metrics = self._attach(bound, chunk, n)
+        if augment:
+            bound.attach(PLACE_IN_BATCH, np.arange(n, dtype=np.int64) % bound.program.batch)
         self._attach_coefficients(bound, n_steps)
         state, scale = self.state.copy(), self.loss_scale.copy()
         try:

@@ -40,6 +40,7 @@ _MODULES = (
     "dropout",
     "noise",
     "embedding",
+    "augmentation",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...], tuple[int, ...]]] = {}
