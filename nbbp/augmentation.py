@@ -114,7 +114,7 @@ def _distances(pixels: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:
     else:
         given = (positive_integer("pixels of Shift", pixels),) * len(sizes)
     distances = tuple(
-        0 if type(distance) is int and distance == 0 else positive_integer("pixels of Shift, each of them,", distance)
+        0 if distance is not False and distance == 0 else positive_integer("pixels of Shift, each of them,", distance)
         for distance in given
     )
     if not any(distances):
@@ -188,7 +188,7 @@ class Mixup(Augmentation):
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Custom(Augmentation):
     """A jitted function of your own that changes one sample in place.
 

@@ -219,7 +219,7 @@ class Training:
 
     def _diverged(self, what: str, chunk: Chunk | None = None, row: int = 0) -> TrainingDiverged:
         """The error to raise: where the numbers went, with the last good parameters back in place."""
-        where = first_layer_gone(self.session, chunk, row)
+        where = first_layer_gone(self.session, chunk, row, bool(self.augment))
         self.session.restore()
         error = TrainingDiverged(
             f"{what}; {where}. The last parameters kept while the loss was finite are back in place and the "
