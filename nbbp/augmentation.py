@@ -10,6 +10,8 @@ same bits on any number of threads, and so does a run that is resumed with the s
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -258,11 +260,17 @@ def checked(augment: Any, n_in: int, categories: Sequence, loss: Loss) -> tuple[
     return made
 
 
+@functools.lru_cache(maxsize=256)
+def _of_function(function: Callable) -> Custom:
+    """The description of a plain function, once, so that the next `fit` with it compiles nothing."""
+    return Custom(function)
+
+
 def _described(augment: Any) -> Augmentation:
     if isinstance(augment, Augmentation):
         return augment
     if callable(augment) and not isinstance(augment, type):
-        return Custom(augment)
+        return _of_function(augment) if inspect.isfunction(augment) else Custom(augment)
     expected = "augment must be augmentations such as nbbp.augmentation.Noise(0.1), or functions of (row, key)"
     came = f"the class {augment.__name__}" if isinstance(augment, type) else f"{augment!r} ({type(augment).__name__})"
     raise TypeError(f"{expected}; got {came}")

@@ -12,6 +12,7 @@ import nbbp
 from nbbp import Dense, augmentation, losses
 from nbbp.augmentation import Augmentation, Custom, Mixup, Noise, Shift, key_of_sample, uniform
 from nbbp.callbacks import Callback
+from nbbp.cpu import kernels
 
 
 def halve(row, key):
@@ -107,6 +108,11 @@ def beyond(row, key):
         row[j] = 1
 
 
+@njit
+def halve_too(row):
+    row *= 0.5
+
+
 def before_the_row(row, key):
     row[-7] = 1
 
@@ -189,6 +195,17 @@ def test_a_function_that_checks_itself_is_not_tried():
     X = np.full((8, 4), 1901.0)
     model = model_of([Dense(1)], 4, "mse", optimizer=nbbp.SGD(1e-12))
     model.fit(X, np.zeros(8), augment=chosen, verbose=0)
+
+
+def test_a_function_is_compiled_once():
+    """Plain or jitted, for two runs, two models and in two places."""
+    for function in (lambda row, key: halve_too(row), njit(lambda row, key: halve_too(row))):
+        X, y, known = np.ones((8, 3)), np.zeros((8, 1)), set(kernels._compiled)
+        for _ in range(2):
+            model = model_of([Dense(1)], 3, "mse")
+            for _ in range(2):
+                model.fit(X, y, augment=[function, Noise(0.1), function], verbose=0)
+        assert [name for name, *_ in set(kernels._compiled) - known if name == "augment_row"] == ["augment_row"]
 
 
 def test_what_users_import():
