@@ -31,7 +31,6 @@ __all__ = [
     "Mixup",
     "Noise",
     "Shift",
-    "checked",
     "integer",
     "key_of_sample",
     "normal",
