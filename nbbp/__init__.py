@@ -2,7 +2,7 @@
 read.
 """
 
-from nbbp import autodiff, callbacks, datasets, initializers, losses, metrics, optimizers, schedules
+from nbbp import augmentation, autodiff, callbacks, datasets, initializers, losses, metrics, optimizers, schedules
 from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
 from nbbp.divergence import TrainingDiverged
@@ -85,6 +85,7 @@ __all__ = [
     "TrainingDiverged",
     "Value",
     "activation",
+    "augmentation",
     "autodiff",
     "callbacks",
     "datasets",

@@ -19,6 +19,9 @@ from nbbp.optimizers import Optimizer
 from nbbp.precision import LossScaling, checked_precision, checked_scaling
 from nbbp.quick import OnlineStep
 from nbbp.session import Session
+from nbbp.sources import Chunk
+from nbbp.targets import targets, weights
+from nbbp.validation import check_categories, features
 
 __all__ = ["ModelBase"]
 
@@ -116,6 +119,24 @@ class ModelBase:
                 "give n_in to Sequential, or call fit first"
             )
         return self._session
+
+    def _describe(self, network: Sequential) -> dict[str, Any]:
+        """What `data.source` is told of the model."""
+        sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
+        return {**sizes, "loss": self.loss, "dtype": self.dtype}
+
+    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
+        """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
+        n_in = self.network.n_in
+        X = features(self.network.form.samples(x, n_in, "x"), n_in, self.dtype, "x", original=x)
+        network = self.network.build(X.shape[1])
+        check_categories(X, network.form.categories, "x", None, x)
+        loss, n_out = self.loss, network.n_out
+        target = targets(network.form.targets(y, "y"), loss, n_out, len(X), self.dtype, "y", partner="x")
+        weight = weights(sample_weight, None, target, loss, n_out, len(X), self.dtype, partner="x")
+        if self._session is None:
+            self._build(X.shape[1])
+        return Chunk(X, target, weight, np.arange(len(X), dtype=np.int64))
 
     @property
     def parameters(self) -> Mapping[str, np.ndarray]:
