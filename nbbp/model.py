@@ -16,7 +16,6 @@ from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
 from nbbp.layers import Activation, positive_integer
 from nbbp.model_base import ModelBase
-from nbbp.network import Sequential
 from nbbp.quick import OnlineStep
 from nbbp.sample import SampleFunctions
 from nbbp.session import FORWARD_BATCH
@@ -104,7 +103,8 @@ class Model(ModelBase):
         validation_data : (X, y) or (X, y, sample_weight), optional
             Evaluated after every epoch.
         validation_split : float
-            Share of the samples, taken from the end before shuffling, to validate on instead.
+            Share of the samples, taken from the end before shuffling, to validate on instead. (Of every class:
+            `nbbp.train_test_split`.)
         shuffle : bool
             A new order every epoch, from the model's seed.
         sample_weight : array_like (n,), optional
@@ -384,11 +384,6 @@ class Model(ModelBase):
     def _predict(self, X: Any, also: Activation | None) -> np.ndarray:
         session, network = self._built, self.network
         return session.predict(data.source(X, labelled=False, **self._describe(network)), also)
-
-    def _describe(self, network: Sequential) -> dict[str, Any]:
-        """What `data.source` is told of the model."""
-        sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
-        return {**sizes, "loss": self.loss, "dtype": self.dtype}
 
 
 def _resumption(path: str | os.PathLike) -> Resumption:

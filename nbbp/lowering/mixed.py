@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbbp import ops, tiling
-from nbbp.layers import Custom, Dense, Embedding
+from nbbp.layers import Custom, Dense, Embedding, Standardize
 from nbbp.lowering.base import Lowering, Step, padded, way_back
 from nbbp.lowering.parameters import LOSS_SCALE
 from nbbp.nodes import Node, walk
@@ -179,7 +179,8 @@ class MixedLowering(Lowering):
                 program.buffers[rounded.buffer] = padded(size)
                 program.add("round_parameters", program.code, x=self._masters(node), y=rounded, n_out=size)
         x = super().gather()
-        if not any(isinstance(node.layer, Embedding) for node in nodes):  # category numbers stay as they are
+        # category numbers stay as they are, and what is standardized may be beyond 16 bits
+        if not any(isinstance(node.layer, (Embedding, Standardize)) for node in nodes):
             program.round(x, keeps=True)
         return x
 
