@@ -307,7 +307,7 @@ class Model(ModelBase):
         self._built  # noqa: B018 - raises where there are no parameters
         if self.precision != "float32":
             raise ValueError(f"as_njit computes in the dtype itself; this model has precision={self.precision!r}")
-        return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype)
+        return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype, self._session.state)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to a file; what `nbbp.load_model` makes of it predicts and trains on to the same bits.

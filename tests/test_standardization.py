@@ -182,6 +182,7 @@ def test_nothing_runs_before_they_are_known():
         lambda: model.partial_fit(x[0], 1),
         lambda: model.loss_and_gradients(X, y),
         lambda: model.check_gradients(X, y),
+        lambda: model.as_njit(),
         lambda: nbbp.Population(model.network, "crossentropy", size=2).predict(X),
         lambda: nbbp.Population(model.network, "crossentropy", size=2).evaluate(X, y),
     )
