@@ -41,7 +41,7 @@ class Moments:
     def add(self, X: np.ndarray, order: np.ndarray) -> None:
         """Take in the rows `order` of X."""
         for part in row_ranges(len(order), max(1, _BLOCK // X.shape[1])):
-            rows = X[order[part]].astype(np.float64)
+            rows = X.take(order[part], axis=0).astype(np.float64)
             if self._n == 0:
                 self._shift, self._mean, self._squares = rows[0].copy(), np.zeros(X.shape[1]), np.zeros(X.shape[1])
             with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float64 becomes inf
