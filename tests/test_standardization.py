@@ -336,16 +336,17 @@ def test_the_way_back_costs_nothing():
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 @pytest.mark.parametrize("every", [None, 1, 2])
-def test_training_is_that_of_data_standardized_before(precision, every):
-    """To the bit, where standardizing rounds nothing: a mean and a deviation that are powers of two."""
+@pytest.mark.parametrize("before", [[], [Flatten()]], ids=["first", "behind a view"])
+def test_training_is_that_of_data_standardized_before(precision, every, before):
+    """To the bit, where standardizing rounds nothing: small integers, shifted and scaled by a power of two."""
     x, y = np.round(8.0 * features_for(33, 5)).astype("float32"), np.arange(33) % 3
-    far = x * 2.0**20 + 2.0**21  # beyond fp16, whose data end at 65504, and the digits of bf16
+    far = np.float32(2.0**20) * (x + 1001.0)  # beyond fp16, whose data end at 65504, and the digits of bf16
     layers = [Dense(8, "tanh"), Dense(8, "relu"), Activation("tanh"), Dense(3)]
-    given_ = Standardize(2.0**21, 2.0**40)
+    given_ = Standardize(1001.0 * 2.0**20, 2.0**40)
     settings = {"precision": precision}
     models = [
         nbbp.Model(nbbp.Sequential(chain, 5, every), "crossentropy", seed=3, **settings)
-        for chain in ([Activation("linear"), *layers], [given_, *layers])
+        for chain in ([*before, Activation("linear"), *layers], [*before, given_, *layers])
     ]
     for model, data in zip(models, (x, far), strict=True):
         model.fit(data, y, epochs=3, batch_size=8, verbose=0)

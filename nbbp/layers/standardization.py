@@ -19,7 +19,8 @@ class Standardize(Layer):
 
     Mean and variance (the biased one, over n) are those of the data that the model is trained on. The first `Model.fit`
     measures them, of the part that it trains on alone, or `Model.adapt` does; from then on they stay, and are copied
-    and saved with the model. A feature that never changes has the variance 1. They can also be given.
+    and saved with the model. (An iterable of batches is gone through once more for it.) A feature that never changes
+    has the variance 1. Sample weights do not count. They can also be given.
 
     It takes the data themselves: it is the first layer of the network, or of a chain within a first `Residual` or
     `Concat`, and only `Flatten` and `Reshape` may come before it. In mixed precision it takes the data in float32,

@@ -127,6 +127,10 @@ class MixedProgram(Program):
             if keeps:
                 self._narrowed[name] = row
 
+    def leave(self, values: Values) -> None:
+        """Let a matrix not be rounded while it holds what it holds now, whatever passes it on."""
+        self._changed.discard(values.buffer)
+
     def rest(self, matrices: Iterable[Values] | None = None, *, keep: Values) -> None:
         """Let these matrices, or all, be given up if they can be brought back; but not `keep`."""
         names = list(self._resident) if matrices is None else dict.fromkeys(values.buffer for values in matrices)
@@ -180,7 +184,9 @@ class MixedLowering(Lowering):
                 program.add("round_parameters", program.code, x=self._masters(node), y=rounded, n_out=size)
         x = super().gather()
         # category numbers stay as they are, and what is standardized may be beyond 16 bits
-        if not any(isinstance(node.layer, (Embedding, Standardize)) for node in nodes):
+        if any(isinstance(node.layer, (Embedding, Standardize)) for node in nodes):
+            program.leave(x)
+        else:
             program.round(x, keeps=True)
         return x
 
