@@ -23,6 +23,7 @@ from nbbp.layers import (
     Reshape,
     Residual,
     RMSNorm,
+    Standardize,
     StochasticDepth,
 )
 from nbbp.learning_rate_finder import LearningRateCurve, find_learning_rate
@@ -44,6 +45,7 @@ from nbbp.optimizers import (
 from nbbp.persistence import load_model
 from nbbp.population import Population, PopulationHistory
 from nbbp.precision import LossScaling
+from nbbp.splitting import train_test_split
 from nbbp.warming import warmup
 
 __version__ = "0.1.0"
@@ -81,6 +83,7 @@ __all__ = [
     "Reshape",
     "Residual",
     "Sequential",
+    "Standardize",
     "StochasticDepth",
     "TrainingDiverged",
     "Value",
@@ -99,5 +102,6 @@ __all__ = [
     "optimizers",
     "schedules",
     "set_num_threads",
+    "train_test_split",
     "warmup",
 ]

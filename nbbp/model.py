@@ -103,7 +103,8 @@ class Model(ModelBase):
         validation_data : (X, y) or (X, y, sample_weight), optional
             Evaluated after every epoch.
         validation_split : float
-            Share of the samples, taken from the end before shuffling, to validate on instead.
+            Share of the samples, taken from the end before shuffling, to validate on instead. (Of every class:
+            `nbbp.train_test_split`.)
         shuffle : bool
             A new order every epoch, from the model's seed.
         sample_weight : array_like (n,), optional
@@ -297,7 +298,7 @@ class Model(ModelBase):
         self._built  # noqa: B018 - raises where there are no parameters
         if self.precision != "float32":
             raise ValueError(f"as_njit computes in the dtype itself; this model has precision={self.precision!r}")
-        return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype)
+        return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype, self._session.state)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to a file; what `nbbp.load_model` makes of it predicts and trains on to the same bits.

@@ -30,6 +30,7 @@ from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
 from nbbp.scheduling import Clock
 from nbbp.sources import Chunk, Source
+from nbbp.standardization import check_known
 from nbbp.step_coefficients import StepCoefficients
 
 #: Rows that prediction and evaluation take at a time.
@@ -161,6 +162,7 @@ class Session:
 
     def bind(self, program: Program) -> BoundProgram:
         """A program with the model's own buffers."""
+        check_known(self.network, self.state)
         buffers = {"parameters": self.parameters, "state": self.state, LOSS_SCALE: self.loss_scale}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:

@@ -17,6 +17,7 @@ from nbbp.scalars.philox import permutation
 from nbbp.scheduling import Clock
 from nbbp.session import Session, sum_of
 from nbbp.sources import Chunk, Source
+from nbbp.standardization import measure
 from nbbp.validation import LARGEST, first_outside
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Training:
             A loss or, in the end, a parameter was not finite; the last good parameters are back.
         """
         session, hooks, run = self.session, self.hooks, self.progress
+        measure(self.source, [session])
         session.begin_fit()
         if not run.history.epochs:
             self._set_no_rate()
