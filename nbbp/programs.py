@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbbp import ops, tiling
+from nbbp.augmentation import Augmentation
 from nbbp.layers import Activation, BatchNorm, Custom, Dense, Embedding
 from nbbp.losses import Loss
 from nbbp.lowering import checkpointing, gradients, parameters
+from nbbp.lowering.augmentation import augmented
 from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, takes_logits
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
 from nbbp.lowering.mixed import lowering_in
@@ -20,6 +22,8 @@ from nbbp.program import Place, Program
 
 #: Kernels that take all rows of a batch at once, and are cut by columns.
 _WHOLE_BATCH = ("batch_norm_forward", "batch_norm_backward", "embedding_backward")
+#: Kernels that are cut by rows and read rows that other tiles write, which must be done.
+_READS_OTHER_ROWS = ("mixup_rows",)
 
 
 def prediction_program(
@@ -70,12 +74,13 @@ def training_program(
     target_is_labels: bool,
     keeps_good: bool = False,
     precision: str = "float32",
+    augment: Sequence[Augmentation] = (),
     is_monitored: bool = False,
 ) -> Program:
     """Forward, loss, metrics, backward and update; without an optimizer the gradient stays in "gradient".
 
     With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py). With
-    `is_monitored` what lowering/monitoring.py says is put into its `VALUES`.
+    `is_monitored` what lowering/monitoring.py says is put into its `VALUES`. `augment` is done to the rows first.
     """
     shapes = _shapes(network)
     by_rows = any(isinstance(node.layer, Custom) for node in walk(network.nodes))
@@ -88,6 +93,7 @@ def training_program(
     lowering = lowering_in(
         precision, network, batch, partials, keeps_state=optimizer is None, is_mean=loss.reduction == "mean"
     )
+    lowering.augment = lambda x: augmented(lowering, augment, x, target_is_labels)
     program = lowering.program
     program.task = "gradients" if optimizer is None else "training"
     if is_monitored:
@@ -323,7 +329,11 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
             kind = "product"
         if kernel == "round_parameters":
             kind = "whole"
-        joins = stretches and (stretches[-1][0] == "rows" or _goes_with(program, *stretches[-1][:2], row))
+        joins = (
+            kernel not in _READS_OTHER_ROWS
+            and stretches
+            and (stretches[-1][0] == "rows" or _goes_with(program, *stretches[-1][:2], row))
+        )
         if joins and kind == "rows":
             stretches[-1][2] = row + 1
         else:

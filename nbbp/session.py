@@ -19,7 +19,7 @@ from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation
 from nbbp.losses import Loss
-from nbbp.lowering.base import padded
+from nbbp.lowering.base import PLACE_IN_BATCH, padded
 from nbbp.lowering.parameters import LOSS_SCALE, slot_lengths
 from nbbp.metrics import Metric
 from nbbp.monitored_steps import Monitor, attach_monitor
@@ -30,6 +30,7 @@ from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
 from nbbp.scheduling import Clock
 from nbbp.sources import Chunk, Source
+from nbbp.standardization import check_known
 from nbbp.step_coefficients import StepCoefficients
 
 #: Rows that prediction and evaluation take at a time.
@@ -164,25 +165,26 @@ class Session:
 
     def bind(self, program: Program) -> BoundProgram:
         """A program with the model's own buffers."""
+        check_known(self.network, self.state)
         buffers = {"parameters": self.parameters, "state": self.state, LOSS_SCALE: self.loss_scale}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
             buffers["good parameters"] = self.good_parameters
         return BoundProgram(program, self.dtype, buffers, self.seed, self.watchers)
 
-    def training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
-        """The training program for batches of that size."""
+    def training(self, batch: int, labels: bool, keeps_good: bool, augment: tuple = ()) -> BoundProgram:
+        """The training program for batches of that size, whose rows are augmented."""
         is_monitored = self.monitor is not None and keeps_good
 
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
-            what = self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision
+            what = self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision, augment
             program = programs.training_program(*what)
             if is_monitored:
                 program.monitor_by(programs.training_program(*what, is_monitored=True))
             return program
 
-        return self._program(("train", batch, labels, keeps_good, is_monitored), make)
+        return self._program(("train", batch, labels, keeps_good, augment, is_monitored), make)
 
     def begin_fit(self) -> None:
         """Start keeping the last good parameters.
@@ -237,12 +239,14 @@ class Session:
     # training ---------------------------------------------------------------------------------------------
 
     @_one_at_a_time
-    def train_chunk(self, chunk: Chunk, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    def train_chunk(self, chunk: Chunk, batch: int, augment: tuple = ()) -> tuple[np.ndarray, list[np.ndarray]]:
         """Train on every batch of a chunk, in its order; losses (rows,) and metrics [(rows,), …], as weighted."""
         n = len(chunk.order)
-        bound = self.training(batch, chunk.has_labels, True)
+        bound = self.training(batch, chunk.has_labels, True, augment)
         n_steps = -(-n // bound.program.batch)
         losses, metrics = self._attach(bound, chunk, n)
+        if augment:
+            bound.attach(PLACE_IN_BATCH, np.arange(n, dtype=np.int64) % bound.program.batch)
         self._attach_coefficients(bound, n_steps)
         monitored = attach_monitor(self, bound, n_steps)
         state, scale = self.state.copy(), self.loss_scale.copy()

@@ -18,11 +18,11 @@ if "NUMBA_CACHE_DIR" not in os.environ:
 
 os.environ["MPLBACKEND"] = "Agg"
 
-# What a shell runs in the background has Ctrl-C ignored, and so would have the processes that tests interrupt.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 from hypothesis import settings
 
 # A first call compiles, so it has no deadline; the examples are the same in every run, so that CI is.
 settings.register_profile("nbbp", deadline=None, derandomize=True, database=None)
 settings.load_profile("nbbp")
+
+# What a shell runs in the background has Ctrl-C ignored, and so would have the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)

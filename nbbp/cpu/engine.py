@@ -141,7 +141,7 @@ class BoundProgram:
         for row, op in enumerate(self.program.ops):
             self.table[row, ops.KERNEL] = kernels.compiled(op.kernel, self.dtype.name, op.variant).address
             if isinstance(op.variant, ops.UserFunction):
-                check_bounds(op.variant, op.kernel == "custom_forward", self.dtype, op.columns)
+                check_bounds(op.variant, op.kernel, self.dtype, op.columns)
             self.table[row, ops.BATCH] = self.program.batch
             for column, value in op.columns.items():
                 if isinstance(value, (int, np.integer)):

@@ -41,6 +41,7 @@ _MODULES = (
     "noise",
     "embedding",
     "monitoring",
+    "augmentation",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...], tuple[int, ...]]] = {}

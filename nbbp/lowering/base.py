@@ -21,6 +21,9 @@ from nbbp.network import Sequential
 from nbbp.nodes import Node, Parameter, walk
 from nbbp.program import PADDING, Place, Program, Values
 
+#: Workspace buffers of targets and weights that an augmentation made, and the caller's number of each row in there.
+MIXED_TARGETS, MIXED_WEIGHTS, PLACE_IN_BATCH = "mixed targets", "mixed weights", "place in batch"
+
 _LOWERED: dict[type, Callable] = {}
 
 
@@ -144,13 +147,17 @@ class Lowering:
         Does it. Called when the gradient has come back, or between parts of the network if memory is to be used again.
     flush_layer : callable
         Does as much of it as can be done within a part, for who wants memory back sooner.
+    augment : callable
+        ``augment(x) -> x``: adds the ops that change the rows of a batch before the network sees them, if any.
+    mixes_targets : bool
+        Whether they have made targets and weights too.
     is_scaled : bool
         Whether the gradient comes back multiplied by a loss scale.
     monitoring : Unmonitored
         What adds the ops that look on.
     """
 
-    is_scaled = False
+    mixes_targets = is_scaled = False
 
     def __init__(
         self,
@@ -166,6 +173,7 @@ class Lowering:
         self.program = Program(batch)
         self.keeps_state, self.is_mean = keeps_state, is_mean
         self.pending: list[WeightGradient | OwnGradient] = []
+        self.augment: Callable[[Values], Values] = lambda x: x
         self.flush: Callable[[], None] = self.pending.clear
         self.flush_layer: Callable[[], None] = self.pending.clear
         self.offsets = {parameter.name: parameter.offset for parameter in network.parameters}
@@ -192,7 +200,7 @@ class Lowering:
             "gather",
             x=Place("X"), x_stride=n_in, y=Place(x.buffer), y_stride=x.stride, order=Place("order"), n_out=n_in,
         )  # fmt: skip
-        return x
+        return self.augment(x)
 
     def layer(self, node: Node, x: Values) -> tuple[Values, Step]:
         """The ops of one layer; its output, or its logits if its activation is left to the loss, and its step."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbbp import ops, tiling
-from nbbp.layers import Custom, Dense, Embedding
+from nbbp.layers import Custom, Dense, Embedding, Standardize
 from nbbp.lowering.base import Lowering, Step, in_phase, padded, way_back
 from nbbp.lowering.parameters import LOSS_SCALE
 from nbbp.nodes import Node, walk
@@ -127,6 +127,10 @@ class MixedProgram(Program):
             if keeps:
                 self._narrowed[name] = row
 
+    def leave(self, values: Values) -> None:
+        """Let a matrix not be rounded while it holds what it holds now, whatever passes it on."""
+        self._changed.discard(values.buffer)
+
     def rest(self, matrices: Iterable[Values] | None = None, *, keep: Values) -> None:
         """Let these matrices, or all, be given up if they can be brought back; but not `keep`."""
         names = list(self._resident) if matrices is None else dict.fromkeys(values.buffer for values in matrices)
@@ -181,7 +185,10 @@ class MixedLowering(Lowering):
                 with program.labelled(layer=node.path):
                     program.add("round_parameters", program.code, x=self._masters(node), y=rounded, n_out=size)
         x = super().gather()
-        if not any(isinstance(node.layer, Embedding) for node in nodes):  # category numbers stay as they are
+        # category numbers stay as they are, and what is standardized may be beyond 16 bits
+        if any(isinstance(node.layer, (Embedding, Standardize)) for node in nodes):
+            program.leave(x)
+        else:
             program.round(x, keeps=True)
         return x
 
