@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from nbbp.cpu.engine import BoundProgram
 from nbbp.cpu.monitoring import N_QUANTITIES
-from nbbp.lowering.monitoring import VALUES, monitored
+from nbbp.lowering.monitoring import VALUES
 
 if TYPE_CHECKING:
     from nbbp.session import Session
@@ -17,9 +18,10 @@ __all__ = ["Monitor", "attach_monitor"]
 
 
 class Monitor(Protocol):
-    """Who is told of the layers in every `every`-th update."""
+    """Who is told of the layers, those of `lowering.monitoring.monitored`, in every `every`-th update."""
 
     every: int
+    layers: Sequence[str]
 
     def take(self, updates: np.ndarray, values: np.ndarray) -> None:
         """Numbers of updates (n,), counted from 1, and the quantities of cpu/monitoring.py (n, layers, quantities)."""
@@ -36,7 +38,7 @@ def attach_monitor(session: Session, bound: BoundProgram, n_steps: int) -> tuple
     period = session.monitor.every * k
     due = (k - 1 - session.step) % period  # an update is made by the last of its batches
     steps = np.arange(due, n_steps, period)
-    values = np.empty((len(steps), len(monitored(session.network)), N_QUANTITIES))
+    values = np.empty((len(steps), len(session.monitor.layers), N_QUANTITIES))
     bound.attach(VALUES, values)
     bound.monitor(due, period)
     return (session.step + steps) // k + 1, values

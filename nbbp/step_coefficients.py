@@ -12,8 +12,9 @@ from nbbp.scheduling import Clock
 
 __all__ = ["StepCoefficients"]
 
-#: Steps that are computed at a time, at least: a call for one step costs more than a short step.
-_STEPS_AHEAD = 1024
+#: Steps that are computed at a time, at least: a call for one step costs more than a short step. Fewer where the rate
+#: has just changed, and may soon again.
+_STEPS_AHEAD, _STEPS_OF_NEW_RATE = 1024, 64
 
 
 class StepCoefficients:
@@ -43,7 +44,7 @@ class StepCoefficients:
         first = step + 1
         is_there = self._standing == clock.standing and self._first <= first <= step + n_steps <= self._last
         if not is_there:
-            n = max(n_steps, _STEPS_AHEAD)
+            n = max(n_steps, _STEPS_AHEAD if self._standing == clock.standing else _STEPS_OF_NEW_RATE)
             with np.errstate(all="ignore"):  # a growing rate may overflow in steps that never come
                 self._tables = {
                     name: coefficients_of_batches(self.optimizer, clock.settings(s), first, n, clock.count)

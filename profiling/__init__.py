@@ -26,5 +26,6 @@ QUESTIONS = (
     Question("compile_time", None),
     Question("memory", 1),
     Question("where_time_goes", 1),
+    Question("callbacks", 1),
     Question("peers", None),
 )

@@ -94,6 +94,7 @@ class Monitor(Callback):
         self.vanishing, self.exploding = float(vanishing), float(exploding)
         self.layers: list[str] = []
         self._nodes: list[Node] = []
+        self._judged: list[int] = []
         self._run: Run | None = None
         self._clear()
 
@@ -114,6 +115,7 @@ class Monitor(Callback):
             raise ValueError("a Monitor looks at the steps of the ordinary loop, which nbbp.profile replaces")
         self._nodes = monitored(session.network)
         self.layers = [f"{node.path} {_name(node)}" for node in self._nodes]
+        self._judged = [k for k, node in enumerate(self._nodes) if node.trainable and _has_parameters(node)]
         self._clear()
         self._run, session.monitor = run, self
 
@@ -126,12 +128,11 @@ class Monitor(Callback):
     def on_epoch_end(self, run: Run) -> None:
         values = self._all(self._values)
         recent, self._n_judged = values[self._n_judged :], len(values)
-        own = [number for number, node in enumerate(self._nodes) if node.trainable and _has_parameters(node)]
-        gradients = recent[:, own, QUANTITIES.index("output_gradient")]
+        gradients = recent[:, self._judged, QUANTITIES.index("output_gradient")]
         if len(run.model._built.loss_scale):  # in fp16 gradients overflow now and then, and update nothing
             gradients = gradients[np.isfinite(gradients).all(axis=1)]
         if gradients.size:
-            self._judge(gradients, [self.layers[number] for number in own], run.epoch)
+            self._judge(gradients, [self.layers[number] for number in self._judged], run.epoch)
 
     def on_train_end(self, run: Run) -> None:
         if run.model._built.monitor is self:
@@ -141,15 +142,16 @@ class Monitor(Callback):
     def _judge(self, gradients: np.ndarray, layers: list[str], epoch: int) -> None:
         """Warn of the one of these layers whose gradients (updates, layers) are furthest from those of the last."""
         with np.errstate(all="ignore"):
-            ratios = np.median(gradients / gradients[:, -1:], axis=0)
-            distances = np.where(np.isfinite(ratios), np.abs(np.log(ratios)), np.inf)
+            ratios = np.sort(gradients / gradients[:, -1:], axis=0)[len(gradients) // 2]
         if not np.isfinite(ratios[-1]):  # nothing comes back at all: the loss is 0, or no number
             return
-        bad = [k for k in range(len(layers)) if not self.vanishing <= ratios[k] <= self.exploding]
-        bad = [k for k in bad if layers[k] not in self._named]
+        is_bad = ~((ratios >= self.vanishing) & (ratios <= self.exploding))
+        bad = [k for k in is_bad.nonzero()[0] if layers[k] not in self._named]
         if not bad:
             return
         self._named.update(layers[k] for k in bad)
+        with np.errstate(all="ignore"):
+            distances = np.where(np.isfinite(ratios), np.abs(np.log(ratios)), np.inf)
         worst = max(bad, key=lambda k: distances[k])
         what = "vanish" if ratios[worst] < 1.0 else "explode"
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
