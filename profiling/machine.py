@@ -21,7 +21,18 @@ from nbbp.diagnostics import cpu_features, cpu_name
 from profiling.peers.worker import environment, keep_to_cores
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTIONS = ("numba", "llvmlite", "numpy", "scipy", "torch", "jax", "jaxlib", "scikit-learn")
+DISTRIBUTIONS = (
+    "numba",
+    "llvmlite",
+    "numpy",
+    "scipy",
+    "torch",
+    "jax",
+    "jaxlib",
+    "scikit-learn",
+    "tensorflow",
+    "tensorflow-cpu",
+)
 SGEMM_SIZE = 1024
 
 
