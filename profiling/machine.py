@@ -74,6 +74,16 @@ def describe() -> dict[str, object]:
     }
 
 
+def caches() -> dict[str, int]:
+    """Bytes of the caches that a core has for data: ``{"L1": 49152, …}``; empty where the system does not tell."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = int(size.removesuffix("K")) << 10
+    return found
+
+
 def _openblas(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
     from scipy.linalg.blas import sgemm
 

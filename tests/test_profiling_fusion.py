@@ -51,7 +51,7 @@ def test_smallest_setting(tmp_path, capsys, monkeypatch):
 
 
 def test_shares_are_of_the_step_with_nothing_fused():
-    parts = dict.fromkeys(fusion.PARTS, {FUSED: 2.0, UNFUSED: 2.5})
+    parts = {part: {FUSED: 2.0, UNFUSED: 2.5} for part in fusion.PARTS}
     parts["bias"] = {FUSED: 1.0, UNFUSED: 0.5}
     shape = {"batch": 1, "n_in": 2, "n_out": 3, "parts": parts, "step": 9.0, "engine_fuses_update": False}
     assert fusion.shares(shape) == {"bias": -5.0, "activation": 5.0, "loss": 5.0, "update": 5.0}
