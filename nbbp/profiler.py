@@ -84,10 +84,9 @@ class Profile:
         self._model, self._lock = model, threading.Lock()
         self._counts: dict[int, tuple[Program, np.ndarray]] = {}
         self._session: Session | None = None
-        self._elapsed = 0
-        counting.compile_counting()
+        self._elapsed, self._seconds_per_tick = 0, None
         self.steps: dict[str, int] = {}
-        self._seconds_per_tick: float | None = None
+        counting.compile_counting()
         self._ticks_per_call = counting.ticks_per_reading()
         self._began = counting.now(), time.perf_counter_ns()
 
@@ -117,7 +116,8 @@ class Profile:
         try:
             counting.run_counted(*table, n_samples, program.batch, address, counts)
         finally:
-            self._elapsed += time.perf_counter_ns() - begin
+            with self._lock:
+                self._elapsed += time.perf_counter_ns() - begin
 
     def _calibrated(self) -> float:
         """Seconds of a tick, from what clock and counter say since the beginning."""

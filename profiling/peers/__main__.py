@@ -35,7 +35,7 @@ TRAINED = tuple(case for case in CASES if not case.layer)
 PREDICTING, ROWS = (TRAINED[0], TRAINED[2], TRAINED[4]), (1, 32, 1024)
 QUICK_TRAINED, QUICK_PREDICTING, QUICK_ROWS = TRAINED[1:3], TRAINED[2:3], (1, 32)
 #: Repeats, seconds of a run that trains, and of one that predicts.
-REPEATS, SECONDS, INFERENCE = 7, 0.15, 0.05
+REPEATS, SECONDS, INFERENCE = 5, 0.12, 0.04
 #: Rows whose outputs are compared, and how far logarithms of probabilities may be off.
 N_COMPARED, TOLERANCE = 5, 1e-3
 
@@ -99,6 +99,7 @@ def measure(quick: bool, peers: Sequence[str] | None = None) -> dict[str, object
             with ExitStack() as stack:
                 workers = train_step.start_workers(stack, list(peers), n_threads)
                 for case in trained:
+                    print(f"threads {n_threads}: {case.name}", file=sys.stderr, flush=True)
                     row["rows"][case.name] = train_step.time_case(case, workers, folder, repeats, seconds)
                 for case in predicting:
                     row["inference"] |= time_inference(case, workers, folder, rows, repeats, inference)
