@@ -9,7 +9,7 @@ A question is a module of this folder with
 ``table(results) -> str``
     The figures as Markdown.
 ``draw(results, path) -> None``
-    The figures as a picture, inside `picture`.
+    The figures as a picture, inside `picture`. (Scripts beside the suite may do without.)
 ``main(argv) -> int``
     `run` of the module.
 
@@ -177,7 +177,7 @@ def run(module: ModuleType, argv: Sequence[str] | None) -> int:
     file = arguments.output / f"{name}.json"
     file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(text, encoding="utf-8")
-    if importlib.util.find_spec("matplotlib"):
+    if hasattr(module, "draw") and importlib.util.find_spec("matplotlib"):
         module.draw(results, file.with_suffix(".png"))
     return 0
 

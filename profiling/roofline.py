@@ -189,10 +189,11 @@ def _line(results: dict, network: str, name: str) -> str:
     """One op and its floor, as text."""
     step, op = results["networks"][network]["step"], results["networks"][network]["ops"][name]
     microseconds, (least, limit) = op["microseconds"], floor(results, op)
+    share = 100 * (microseconds - least) / step
     return (
         f"{network}, {name}: {question.digits(microseconds)} µs, {microseconds / least:.2f} times its floor of "
-        f"{question.digits(least)} µs ({limit}); what lies above the floor is {100 * (microseconds - least) / step:.0f} % "
-        f"of the step of {question.digits(step)} µs"
+        f"{question.digits(least)} µs ({limit}); what lies above the floor is {share:.0f} % of the step of "
+        f"{question.digits(step)} µs"
     )
 
 

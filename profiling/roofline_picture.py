@@ -26,6 +26,8 @@ COLOURS = {
 }
 LABELS = {"input": "input gradient", "weight": "weight gradient", "rectifier": "rectifier gradient"}
 MARKERS = "ovs^DP"
+#: Operations per byte at the left edge, with room for the names of the roofs.
+LEFT = 0.04
 
 
 def peak(results: Mapping) -> float:
@@ -46,10 +48,17 @@ def bandwidth_at(results: Mapping, size: float) -> float:
 
 
 def levels(results: Mapping) -> dict[str, float]:
-    """Bandwidth of each cache level, where half of it is in use, and of memory, at the largest size."""
+    """Bandwidth of each cache level, half-way (in logarithms) between its size and the one above, and of memory.
+
+    Memory is what the largest arrays reach, if no cache holds half of them. What a virtual machine says of the last
+    level is that of all its neighbours together.
+    """
     sizes, rates = curve(results)
-    caches = {name: size for name, size in results["caches"].items() if size / 2 <= sizes[-1]}
-    found = {name: bandwidth_at(results, max(size / 2, sizes[0])) for name, size in caches.items()}
+    found, above = {}, sizes[0]
+    for name, size in results["caches"].items():
+        if size <= sizes[-1]:
+            found[name] = bandwidth_at(results, np.sqrt(min(above, size) * size))
+        above = size
     if sizes[-1] > 2 * max(results["caches"].values(), default=0):
         found["memory"] = float(rates[-1])
     return found
@@ -89,16 +98,16 @@ def draw(results: Mapping, path: Path) -> None:
 
 
 def _draw_roof(axes: Axes, results: Mapping) -> None:
-    intensity = np.geomspace(0.1, 1000.0, 200)
+    intensity = np.geomspace(LEFT, 1000.0, 200)
     for number, (name, rate) in enumerate(levels(results).items()):
         attainable = np.minimum(peak(results), intensity * rate) / 1e9
         axes.plot(intensity, attainable, color=plotting.INK, lw=1.4, alpha=1.0 - 0.2 * number, zorder=1)
         slope = {"rotation": np.degrees(np.arctan(rate / 1e9)), "transform_rotates_text": True}
         text = f"{name}: {rate / 1e9:.0f} GB/s"
-        axes.text(0.112, 0.112 * 1.1 * rate / 1e9, text, rotation_mode="anchor", fontsize=8.5, **slope)
+        axes.text(1.1 * LEFT, 1.24 * LEFT * rate / 1e9, text, rotation_mode="anchor", fontsize=8.5, **slope)
     text = f"sgemm: {peak(results) / 1e9:.0f} GFLOP/s"
     axes.text(900.0, peak(results) / 1e9 * 1.07, text, ha="right", fontsize=8.5, color=plotting.INK)
-    axes.set(xscale="log", yscale="log", xlim=(0.1, 1000.0))
+    axes.set(xscale="log", yscale="log", xlim=(LEFT, 1000.0))
     axes.set(xlabel="operations per byte", ylabel="GFLOP/s")
     axes.set_title("every op of a step; numbered: those that cost their step most")
     for axis in (axes.xaxis, axes.yaxis):
@@ -123,10 +132,10 @@ def _draw_points(axes: Axes, results: Mapping) -> None:
 
 def _draw_bandwidth(axes: Axes, results: Mapping) -> None:
     sizes = np.array([int(size) for size in results["bandwidth"]], float)
-    for name, colour, marker in (("copy", plotting.PALETTE[0], "o"), ("add", plotting.PALETTE[1], "s")):
+    for name, colour, marker, above in (("copy", plotting.PALETTE[0], "o", 6), ("add", plotting.PALETTE[1], "s", -15)):
         rates = [each[name] / 1e9 for each in results["bandwidth"].values()]
-        axes.plot(sizes, rates, marker, color=colour, ls="-", ms=4.5, label=None)
-        axes.annotate(name, (sizes[0], rates[0]), xytext=(4, 6), textcoords="offset points", color=colour)
+        axes.plot(sizes, rates, marker, color=colour, ls="-", ms=4.5)
+        axes.annotate(name, (sizes[0], rates[0]), xytext=(0, above), textcoords="offset points", color=colour)
     axes.set(xscale="log", yscale="log", xlabel="bytes of all arrays", ylabel="GB/s read and written")
     axes.set_title("bandwidth over size")
     axes.margins(y=0.12)

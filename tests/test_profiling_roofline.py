@@ -92,9 +92,10 @@ def test_the_floor_is_the_longer_of_arithmetic_and_memory():
     least, limit = roofline.floor(measured, two["Adam"])
     assert least == pytest.approx(1e6 * 1e4 / 10**10.5)  # half-way between the two sizes, on both logarithmic scales
     assert limit == "L2"
-    assert roofline_picture.levels(measured) == {
-        "L1": pytest.approx(1e11), "L2": pytest.approx(1e10 * np.sqrt(10)), "memory": 1e10,
-    }  # fmt: skip
+    rates = roofline_picture.levels(measured)
+    assert tuple(rates) == ("L1", "L2", "memory")
+    at = [np.sqrt(1000 * 2000), np.sqrt(2000 * 20_000), 100_000]  # on a line from 1e11 at 1000 to 1e10 at 100,000
+    np.testing.assert_allclose(list(rates.values()), [1e11 * (1000 / size) ** 0.5 for size in at])
 
 
 def test_the_furthest_from_the_floor_are_of_different_kinds():
