@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbbp.cpu import counting
-from nbbp.cpu.engine import BoundProgram
 from nbbp.model_base import ModelBase
 from nbbp.nodes import walk
 from nbbp.program import Program
@@ -105,16 +104,14 @@ class Profile:
             self._session.find_short_ways()
         self._seconds_per_tick = self._calibrated()
 
-    def run(self, bound: BoundProgram, n_samples: int) -> None:
-        """Run a program, counting."""
-        program = bound.program
+    def run(self, program: Program, plans: tuple, n_samples: int, scratch: int) -> None:
+        """Run a program, counting: its table and plans, `n_samples` rows, on scratch memory at that address."""
         with self._lock:
             _, counts = self._counts.setdefault(id(program), (program, np.zeros((len(program.ops), 2), np.int64)))
             self.steps[program.task] = self.steps.get(program.task, 0) + -(-n_samples // program.batch)
-        table, address = (bound.table, bound.tiles, bound.phases), bound.scratch.ctypes.data
         begin = time.perf_counter_ns()
         try:
-            counting.run_counted(*table, n_samples, program.batch, address, counts)
+            counting.run_counted(*plans, n_samples, program.batch, scratch, counts)
         finally:
             with self._lock:
                 self._elapsed += time.perf_counter_ns() - begin

@@ -18,7 +18,7 @@ def threads_as_before(monkeypatch):
 
 def test_smallest_setting(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(where_time_goes, "SHAPES", (SMALL, Case((2, 3), 1, 8, 1.0)))
-    monkeypatch.setattr(where_time_goes, "SECONDS", 0.001)
+    monkeypatch.setattr(where_time_goes, "SECONDS", 0.1)
     assert where_time_goes.main(["--quick", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "where_time_goes.json").read_text(encoding="utf-8"))
     assert list(results["shapes"]) == [SMALL.name, "2-3 b1"]

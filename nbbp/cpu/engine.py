@@ -94,7 +94,7 @@ class BoundProgram:
     seed : int
         Key of the layers' random numbers.
     watchers : list
-        While it holds somebody, runs are theirs: ``watchers[0].run(bound, n_samples)`` (see nbbp/profiler.py).
+        While it holds somebody, runs are theirs: ``watchers[0].run(…)`` (see nbbp/profiler.py).
 
     Attributes
     ----------
@@ -191,7 +191,8 @@ class BoundProgram:
     def _run(self, n_samples: int) -> None:
         self.table[:, ops.N_SAMPLES] = n_samples
         if self.watchers:
-            self.watchers[0].run(self, n_samples)
+            plans = self.table, self.tiles, self.phases
+            self.watchers[0].run(self.program, plans, n_samples, self.scratch.ctypes.data)
             return
         batch = self.program.batch
         n_threads = self.n_threads()
