@@ -217,7 +217,8 @@ def _draw_map(figure, axes, results: dict) -> None:
     shared = np.zeros(values.shape, bool)
     for shape in results["shapes"]:
         place = widths.index(shape["width"]), batches.index(shape["batch"])
-        values[place], shared[place] = speed_up(shape, n), shape["is_shared"]
+        shared[place] = shape["is_shared"]
+        values[place] = speed_up(shape, n) if shape["is_shared"] else 1.0
     image = axes.imshow(values, cmap="cividis", vmin=1.0, vmax=max(n, 1.5), aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(values):
         ink = plotting.INK if value > 0.5 * (1 + max(n, 1.5)) else "white"
