@@ -2,7 +2,7 @@
 read.
 """
 
-from nbbp import autodiff, callbacks, datasets, initializers, losses, metrics, optimizers, schedules
+from nbbp import augmentation, autodiff, callbacks, datasets, initializers, losses, metrics, optimizers, schedules
 from nbbp.autodiff import Value
 from nbbp.cpu.engine import get_num_threads, set_num_threads
 from nbbp.divergence import TrainingDiverged
@@ -23,6 +23,7 @@ from nbbp.layers import (
     Reshape,
     Residual,
     RMSNorm,
+    Standardize,
     StochasticDepth,
 )
 from nbbp.learning_rate_finder import LearningRateCurve, find_learning_rate
@@ -45,6 +46,7 @@ from nbbp.persistence import load_model
 from nbbp.population import Population, PopulationHistory
 from nbbp.precision import LossScaling
 from nbbp.profiler import Profile, profile
+from nbbp.splitting import train_test_split
 from nbbp.warming import warmup
 
 __version__ = "0.1.0"
@@ -83,10 +85,12 @@ __all__ = [
     "Reshape",
     "Residual",
     "Sequential",
+    "Standardize",
     "StochasticDepth",
     "TrainingDiverged",
     "Value",
     "activation",
+    "augmentation",
     "autodiff",
     "callbacks",
     "datasets",
@@ -101,5 +105,6 @@ __all__ = [
     "profile",
     "schedules",
     "set_num_threads",
+    "train_test_split",
     "warmup",
 ]

@@ -240,11 +240,7 @@ def split(X: Any, y: Any, sample_weight: Any, validation_split: float) -> tuple[
     if is_iterable_of_batches(X, y):
         raise TypeError("validation_split needs arrays; with batches from an iterable pass validation_data instead")
     named = {"X": X, "y": y, "sample_weight": sample_weight}
-    lengths = {name: _length(value, name) for name, value in named.items() if value is not None}
-    n = lengths["X"]
-    for name, length in lengths.items():
-        if length != n:
-            raise ValueError(f"X has {n} samples, {name} has {length}; expected as many")
+    n = common_length(named)
     n_train = math.floor(n * (1.0 - validation_split))
     if n_train == 0 or n_train == n:
         raise ValueError(
@@ -254,6 +250,19 @@ def split(X: Any, y: Any, sample_weight: Any, validation_split: float) -> tuple[
     first = tuple(_rows(value, slice(0, n_train)) for value in named.values())
     last = tuple(_rows(value, slice(n_train, n)) for value in named.values())
     return first, last
+
+
+def common_length(named: Mapping[str, Any]) -> int:
+    """Samples in each of these, X first; those that are None do not count.
+
+    Raises ValueError where they differ.
+    """
+    lengths = {name: _length(value, name) for name, value in named.items() if value is not None}
+    n = lengths["X"]
+    for name, length in lengths.items():
+        if length != n:
+            raise ValueError(f"X has {n} samples, {name} has {length}; expected as many")
+    return n
 
 
 def _length(value: Any, name: str) -> int:

@@ -33,6 +33,7 @@ from nbbp.layers import (
     Reshape,
     Residual,
     RMSNorm,
+    Standardize,
     StochasticDepth,
     unknown_name,
 )
@@ -71,7 +72,7 @@ _LAYERS: Mapping[str, type] = {
     kind.__name__: kind
     for kind in (
         Dense, BatchNorm, LayerNorm, RMSNorm, Dropout, StochasticDepth, GaussianNoise, Residual, Concat, Embedding,
-        Flatten, Reshape,
+        Flatten, Reshape, Standardize,
     )
 }  # fmt: skip
 _INITIALIZERS: Mapping[str, type] = {type(one).__name__: type(one) for one in initializers.BY_NAME.values()}

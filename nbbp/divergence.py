@@ -27,8 +27,11 @@ class TrainingDiverged(FloatingPointError):
     history: History | None = None
 
 
-def first_layer_gone(session: Session, chunk: Chunk | None, row: int) -> str:
-    """Which layer's numbers went first, from the parameters as the run left them and one row of its data."""
+def first_layer_gone(session: Session, chunk: Chunk | None, row: int, is_augmented: bool = False) -> str:
+    """Which layer's numbers went first, from the parameters as the run left them and one row of its data.
+
+    `is_augmented` says whether the run changed that row before it trained on it.
+    """
     for parameter in session.network.parameters:
         values = parameter.view(session.parameters)
         if not np.isfinite(values).all():
@@ -38,6 +41,8 @@ def first_layer_gone(session: Session, chunk: Chunk | None, row: int) -> str:
     for path, values in outputs.items():
         if not np.isfinite(values).all():
             return f"the first numbers to go were the outputs of layer {path}"
+    if is_augmented:
+        return "the layers' outputs are finite for the sample as it was given: look at what augmentation makes of it"
     return "the layers' outputs are finite, the loss of them is not"
 
 

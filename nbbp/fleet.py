@@ -25,6 +25,7 @@ from nbbp.optimizers import Optimizer
 from nbbp.program import Program
 from nbbp.session import FORWARD_BATCH, Session
 from nbbp.sources import Chunk, Source
+from nbbp.standardization import check_known
 from nbbp.training import rows_of_a_run
 
 
@@ -78,6 +79,7 @@ class Fleet:
         shapes: dict[tuple, Shape] = {}
         self.shape_of = []
         for session in self.sessions:
+            check_known(session.network, session.state)
             optimizer = _without_rate(session.optimizer)
             key = id(session.network), optimizer
             if key not in shapes:

@@ -20,6 +20,7 @@ from nbbp.scalars.philox import permutation
 from nbbp.schedules import Exponential
 from nbbp.session import Session
 from nbbp.sources import Chunk, Source
+from nbbp.standardization import measure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,6 +93,7 @@ def find_learning_rate(
     source, _ = data.sources_to_fit(X, y, None, None, None, {**model._describe(network), "epochs": 1})
     growing = Exponential(start, factor=math.exp((math.log(stop) - math.log(start)) / (steps - 1)))
     session = _copy_of(model, network, _at(model.optimizer, growing))
+    measure(source, [session])
     batches = _batches(source, batch_size, session, steps)
     return _curve(session, batches, growing.rates(range(steps)), smoothing)
 

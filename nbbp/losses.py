@@ -52,6 +52,8 @@ class Loss:
         Key of ``nbbp.scalars.losses.LOSSES``, and what `get` takes.
     is_classification : bool
         Whether targets are class labels.
+    takes_soft_targets : bool
+        Whether a target between two targets is one too, such as probabilities between labels.
     fused_with : tuple of str
         Activations of a last layer that this loss takes in: with one of them it is computed from the value
         before that activation, so that nothing is lost to rounding and the gradient stays ``p - y``.
@@ -62,6 +64,7 @@ class Loss:
 
     name: ClassVar[str] = ""
     is_classification: ClassVar[bool] = False
+    takes_soft_targets: ClassVar[bool] = True
     fused_with: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -222,6 +225,7 @@ class Hinge(Loss):
 
     name: ClassVar[str] = "hinge"
     is_classification: ClassVar[bool] = True
+    takes_soft_targets: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

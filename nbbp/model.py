@@ -16,14 +16,12 @@ from nbbp.gradcheck import GradientCheck, check_gradients
 from nbbp.history import History
 from nbbp.layers import Activation, positive_integer
 from nbbp.model_base import ModelBase
-from nbbp.network import Sequential
 from nbbp.quick import OnlineStep
 from nbbp.sample import SampleFunctions
 from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
-from nbbp.targets import targets, weights
-from nbbp.training import Training, check_options, checked_hooks
-from nbbp.validation import as_array, check_categories, features
+from nbbp.training import Training, check_options, checked_augmentation, checked_hooks
+from nbbp.validation import as_array
 
 if TYPE_CHECKING:
     from nbbp.resuming import Resumption
@@ -89,6 +87,7 @@ class Model(ModelBase):
         callbacks: Sequence[Callback] = (),
         verbose: int | str = "auto",
         resume_from: str | os.PathLike | None = None,
+        augment: Any = None,
     ) -> History:
         """Train for some epochs, going on from where the model stands, or from where a file does.
 
@@ -104,7 +103,8 @@ class Model(ModelBase):
         validation_data : (X, y) or (X, y, sample_weight), optional
             Evaluated after every epoch.
         validation_split : float
-            Share of the samples, taken from the end before shuffling, to validate on instead.
+            Share of the samples, taken from the end before shuffling, to validate on instead. (Of every class:
+            `nbbp.train_test_split`.)
         shuffle : bool
             A new order every epoch, from the model's seed.
         sample_weight : array_like (n,), optional
@@ -117,6 +117,9 @@ class Model(ModelBase):
         resume_from : str or os.PathLike, optional
             A file that `save` or a `ModelCheckpoint` wrote during a run, with which this one goes on to the bits of a
             run that was never stopped. `epochs` counts from its beginning. Saved within an epoch, it begins that anew.
+        augment : augmentation of `nbbp.augmentation`, function of (row, key), or a sequence of these, optional
+            Done to every sample, in their order, each time it is trained on; not to what is validated on. A file to
+            resume from holds none: give the same again.
 
         Returns
         -------
@@ -148,6 +151,7 @@ class Model(ModelBase):
         saved = None if resume_from is None else _resumption(resume_from)
         n_in = self.network.n_in or (saved and saved.n_in) or data.infer_n_in(X, y, form=self.network.form)
         network = self.network.build(n_in)
+        augment = checked_augmentation(self, network, augment)
         describe = {**self._describe(network), "epochs": max(1, epochs - (saved.n_epochs if saved else 0))}
         source, validation = data.sources_to_fit(X, y, sample_weight, class_weight, validation_data, describe)
         hooks = checked_hooks(self, callbacks, bool(verbose), epochs, source, validation is not None)
@@ -158,7 +162,7 @@ class Model(ModelBase):
         if saved is not None:
             saved.resume(hooks.run)
         self.history = hooks.run.history
-        Training(self._session, source, validation, batch_size, shuffle, hooks).run()
+        Training(self._session, source, validation, batch_size, shuffle, hooks, augment).run()
         return self.history
 
     def train_step(self, x: Any, y: Any, sample_weight: Any = None) -> float:
@@ -276,19 +280,6 @@ class Model(ModelBase):
         twin._session.state[:], twin._session.step = self._session.state, self._session.step
         return check_gradients(twin, x, y, positive_integer("max_per_parameter", max_per_parameter))
 
-    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
-        """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
-        n_in = self.network.n_in
-        X = features(self.network.form.samples(x, n_in, "x"), n_in, self.dtype, "x", original=x)
-        network = self.network.build(X.shape[1])
-        check_categories(X, network.form.categories, "x", None, x)
-        loss, n_out = self.loss, network.n_out
-        target = targets(network.form.targets(y, "y"), loss, n_out, len(X), self.dtype, "y", partner="x")
-        weight = weights(sample_weight, None, target, loss, n_out, len(X), self.dtype, partner="x")
-        if self._session is None:
-            self._build(X.shape[1])
-        return Chunk(X, target, weight, np.arange(len(X), dtype=np.int64))
-
     def as_njit(self) -> SampleFunctions:
         """The network as `@njit` functions of one sample, to be called from your own jitted code.
 
@@ -307,7 +298,7 @@ class Model(ModelBase):
         self._built  # noqa: B018 - raises where there are no parameters
         if self.precision != "float32":
             raise ValueError(f"as_njit computes in the dtype itself; this model has precision={self.precision!r}")
-        return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype)
+        return SampleFunctions(self.network, self.loss, self.optimizer, self.dtype, self._session.state)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the model to a file; what `nbbp.load_model` makes of it predicts and trains on to the same bits.
@@ -384,11 +375,6 @@ class Model(ModelBase):
     def _predict(self, X: Any, also: Activation | None) -> np.ndarray:
         session, network = self._built, self.network
         return session.predict(data.source(X, labelled=False, **self._describe(network)), also)
-
-    def _describe(self, network: Sequential) -> dict[str, Any]:
-        """What `data.source` is told of the model."""
-        sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
-        return {**sizes, "loss": self.loss, "dtype": self.dtype}
 
 
 def _resumption(path: str | os.PathLike) -> Resumption:

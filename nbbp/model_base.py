@@ -19,6 +19,10 @@ from nbbp.optimizers import Optimizer
 from nbbp.precision import LossScaling, checked_precision, checked_scaling
 from nbbp.quick import OnlineStep
 from nbbp.session import Session
+from nbbp.sources import Chunk
+from nbbp.standardization import adapt
+from nbbp.targets import targets, weights
+from nbbp.validation import check_categories, features
 
 __all__ = ["ModelBase"]
 
@@ -107,6 +111,11 @@ class ModelBase:
             states = {state.name: state.view(self._session.state) for state in self.network.states}
             self._state = MappingProxyType(states)
 
+    def _describe(self, network: Sequential) -> dict[str, Any]:
+        """What `data.source` is told of the model."""
+        sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
+        return {**sizes, "loss": self.loss, "dtype": self.dtype}
+
     def _named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Views of a flat buffer (n_parameters,) by the names of the parameters."""
         return {parameter.name: parameter.view(flat) for parameter in self.network.parameters}
@@ -119,6 +128,24 @@ class ModelBase:
                 "give n_in to Sequential, or call fit first"
             )
         return self._session
+
+    def _describe(self, network: Sequential) -> dict[str, Any]:
+        """What `data.source` is told of the model."""
+        sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
+        return {**sizes, "loss": self.loss, "dtype": self.dtype}
+
+    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
+        """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
+        n_in = self.network.n_in
+        X = features(self.network.form.samples(x, n_in, "x"), n_in, self.dtype, "x", original=x)
+        network = self.network.build(X.shape[1])
+        check_categories(X, network.form.categories, "x", None, x)
+        loss, n_out = self.loss, network.n_out
+        target = targets(network.form.targets(y, "y"), loss, n_out, len(X), self.dtype, "y", partner="x")
+        weight = weights(sample_weight, None, target, loss, n_out, len(X), self.dtype, partner="x")
+        if self._session is None:
+            self._build(X.shape[1])
+        return Chunk(X, target, weight, np.arange(len(X), dtype=np.int64))
 
     @property
     def parameters(self) -> Mapping[str, np.ndarray]:
@@ -147,6 +174,25 @@ class ModelBase:
         """The factor of the loss's gradient in the next training batch; 1 but for precision="fp16"."""
         scale = self._built.loss_scale
         return float(scale[0]) if len(scale) else 1.0
+
+    def adapt(self, X: Any) -> None:
+        """Measure mean and variance of data for the network's `Standardize`, in the place of what it had.
+
+        `fit` does so by itself, of the data that it trains on, where there are no statistics yet: this is for data that
+        can be gone through only once, and for statistics of other data.
+
+        Parameters
+        ----------
+        X : array_like (n, n_in), or an iterable of batches x or (x, …)
+            As `fit`. Gone through once, a part at a time; sums are float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For data that `fit` would refuse, for a variance that the dtype does not hold, and for a network without a
+            `Standardize` to be adapted; nothing has changed then.
+        """
+        adapt(self, X)
 
     def summary(self) -> str:
         """A table of layers, shapes and parameters."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nbbp.layers import Embedding, Layer
+from nbbp.layers import Embedding, Flatten, Layer, Reshape, Standardize
 
 __all__ = ["Node", "Parameter", "nodes_of", "parameters_of", "walk"]
 
@@ -128,9 +128,13 @@ def _chain(
     nodes = []
     for name, layer in named:
         path, number, trains = prefix + name, next(numbers), trainable and layer.trainable
-        takes_X = takes_X and not nodes
-        if isinstance(layer, Embedding) and not takes_X:
-            raise ValueError(f"layer {path}: Embedding looks up columns of the data, so it must be the first layer")
+        takes_X = takes_X and all(isinstance(node.layer, (Flatten, Reshape)) for node in nodes)
+        if isinstance(layer, (Embedding, Standardize)) and not takes_X:
+            does = "looks up columns of" if isinstance(layer, Embedding) else "standardizes"
+            raise ValueError(
+                f"layer {path}: {type(layer).__name__} {does} the data, so it must be the first layer (only Flatten "
+                "and Reshape may come before it)"
+            )
         try:
             n_out = layer.width(n_in)
             chains = layer.branches(n_in)

@@ -52,6 +52,10 @@ SQUARES, N_SQUARES = 42, 43
 N_LOOKUPS = 44
 #: Address of the scale of the loss's gradient and what its growth goes by (0: none; see cpu/mixed.py).
 LOSS_SCALE = 45
+#: Batches from one that is monitored to the next (see cpu/monitoring.py).
+PERIOD = 46
+#: Augmentation, in columns of custom layers: lines of an image, numbers of a pixel, most lines and pixels of a shift.
+HEIGHT, CHANNELS, DOWN, RIGHT = 30, 31, 32, 33
 N_COLUMNS = 48
 
 #: Variants of kernels that round to 16 bits, or back: bfloat16 and IEEE binary16 (see cpu/half.py).

@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,23 +46,23 @@ _STATE = "state"
 _HISTORY = "history"
 _NO_HISTORY = np.zeros((1, 0))
 _DTYPES = {"float32": "F32", "float64": "F64"}
+#: The header's length is a multiple of this many bytes.
+_ALIGNMENT = 8
 
 
 def save(model: Model, path: str | os.PathLike) -> None:
     """Write a model to a file: see `nbbp.Model.save`, which calls this."""
-    from safetensors.numpy import save as to_bytes
-
     session = model._built
     path = os.path.realpath(os.fsdecode(path))  # a link stays one
     with session.lock:
         text = to_text(describe(model))
         _check_finite(model.network, session.parameters)
-        tensors = {**model.parameters, **{_slot(k): slot for k, slot in enumerate(session.slots)}}
-        tensors |= {_STATE: session.state} if len(session.state) else {}
         numbers = model.history.to_array() if model.history.epochs else _NO_HISTORY
-        tensors |= {_HISTORY: numbers} if numbers.size else {}
+        tensors = {_HISTORY: numbers} if numbers.size else {}  # in front, so that all arrays are aligned
+        tensors |= {**model.parameters, **{_slot(k): slot for k, slot in enumerate(session.slots)}}
+        tensors |= {_STATE: session.state} if len(session.state) else {}
         digest = _digest(text, session.parameters, *session.slots, session.state, numbers.ravel())
-        content = to_bytes(tensors, {_VERSION: FORMAT, _MODEL: text, _DIGEST: digest})
+        content = _to_bytes(tensors, {_VERSION: FORMAT, _MODEL: text, _DIGEST: digest})
     _replace(path, content)
 
 
@@ -259,6 +260,21 @@ def _arrays(file: Any, description: Description) -> tuple[np.ndarray, list[np.nd
 
 
 # writing ----------------------------------------------------------------------------------------------------
+
+
+def _to_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: the length of its header, the header as JSON, the arrays one behind the other.
+
+    In one copy: `safetensors.numpy.save` makes three, which take longer than the disk.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    stop = 0
+    for name, array in tensors.items():
+        start, stop = stop, stop + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": (start, stop)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return b"".join((len(text).to_bytes(8, "little"), text, *tensors.values()))
 
 
 def _replace(path: str, content: bytes) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from nbbp.callbacks import Monitor
     from nbbp.history import History
     from nbbp.learning_rate_finder import LearningRateCurve
 
@@ -37,6 +38,9 @@ INK = "#22262e"
 MUTED = "#8a919c"
 TRAINING = "#8fa3b8"
 VALIDATION = PALETTE[1]
+
+#: Columns of a heat map, at most.
+_COLUMNS = 400
 
 STYLE = {
     "font.size": 10.0,
@@ -194,6 +198,92 @@ def draw_learning_rates(axes: Axes, curve: LearningRateCurve) -> None:
         axes.set_ylim(low - margin, high + margin)
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
     axes.legend()
+
+
+def plot_monitor(monitor: Monitor, path: str | Path | None = None, quantities: Sequence[str] = ()) -> Figure:
+    """Draw heat maps of what a monitor saw, layer × time, one panel per quantity.
+
+    Parameters
+    ----------
+    monitor : nbbp.callbacks.Monitor
+    path : path-like, optional
+        Also save the picture there.
+    quantities : sequence of str
+        Among ``monitor.quantities``.
+
+    Raises
+    ------
+    ImportError
+        Matplotlib is missing.
+    KeyError
+        There is no such quantity.
+    ValueError
+        Nothing was looked at, or no quantity is given.
+    """
+    if not len(monitor.updates):
+        raise ValueError("this monitor has looked at no update; there is nothing to draw")
+    if isinstance(quantities, str) or not len(quantities):
+        raise ValueError(f"quantities must be a list such as ['saturated']; got {quantities!r}")
+    with style():
+        n_layers = len(monitor.layers)
+        figure = new_figure(8.0, len(quantities) * (1.3 + 0.17 * max(n_layers, 4)))
+        for row, quantity in enumerate(quantities, start=1):
+            draw_heat_map(figure.add_subplot(len(quantities), 1, row), monitor, quantity)
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+    return figure
+
+
+def draw_heat_map(
+    axes: Axes, monitor: Monitor, quantity: str, limits: tuple[float, float] | None = None, has_scale: bool = True
+) -> None:
+    """Draw one quantity of a monitor, layer × time; norms of updates per norm of weights.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    monitor : nbbp.callbacks.Monitor
+    quantity : str
+    limits : (float, float), optional
+        The values of the first and the last colour; those of the quantity by default.
+    has_scale : bool
+        Whether the scale of colours is drawn beside it.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+
+    values, updates = monitor[quantity], monitor.updates
+    title = quantity.replace("_", " ")
+    with np.errstate(all="ignore"):
+        if quantity == "update_norm":
+            values, title = values / monitor["weight_norm"], "update, as a share of the weights"
+        stretches = np.array_split(values, min(len(values), _COLUMNS))
+        image = np.ma.masked_invalid([stretch.mean(axis=0) for stretch in stretches]).T
+    scale: Normalize
+    if quantity in ("zeros", "saturated"):
+        title = f"share of {title} numbers".replace("zeros", "zero")
+        scale, colours = Normalize(*(limits or (0.0, 1.0))), "cividis"
+    elif quantity == "mean":
+        largest = float(np.abs(image).max()) if image.count() else 0.0
+        scale, colours = Normalize(*(limits or (-(largest or 1.0), largest or 1.0))), "RdBu_r"
+    else:
+        image, colours = np.ma.masked_less_equal(image, 0.0), "viridis"
+        low, high = limits or ((float(image.min()), float(image.max())) if image.count() else (1.0, 1.0))
+        scale = LogNorm(low, high if high > low else 10.0 * low)
+    axes.set_facecolor("#e7e9ed")
+    n_layers = len(monitor.layers)
+    half = 0.5 * (updates[-1] - updates[0]) / max(1, len(updates) - 1) or 0.5
+    drawn = axes.imshow(
+        image, norm=scale, cmap=colours, aspect="auto", interpolation="nearest",
+        extent=(updates[0] - half, updates[-1] + half, n_layers - 0.5, -0.5),
+    )  # fmt: skip
+    axes.set_yticks(range(n_layers), monitor.layers, fontsize=8.0)
+    axes.set(title=title, xlabel="update")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(False)
+    axes.tick_params(axis="y", length=0)
+    if has_scale:
+        axes.figure.colorbar(drawn, ax=axes, pad=0.015, aspect=14).outline.set_visible(False)
 
 
 def draw_confusion_matrix(axes: Axes, matrix: np.ndarray, labels: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.population_settings import networks_of, optimizers_of, size_of, values_of
 from nbbp.sources import ArraySource, Source
+from nbbp.standardization import measure
 from nbbp.training import check_options
 
 __all__ = ["Population", "PopulationHistory"]
@@ -212,6 +213,7 @@ class Population:
                 )
         with self._lock:
             self._build(n_in)
+            measure(source, [model._built for model in self._models])
             run = Run(self._fleet(), source, validation, epochs, batch_size, bool(shuffle))
             try:
                 run.run(bool(verbose))

@@ -41,7 +41,7 @@ class OpTime:
     task : {"training", "gradients", "evaluation", "prediction"}
     phase : str
         "gather", "forward", "loss", "metrics", "backward", "weight gradients", "update", "output"; "forward again"
-        where checkpointing computes activations once more.
+        where checkpointing computes activations once more, "monitoring" for what a `Monitor` looks at, "augmentation".
     layer : str
         Path and kind of the layer, "0 Dense"; "network" for what works for all layers at once.
     kernel : str

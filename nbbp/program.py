@@ -12,7 +12,7 @@ makes a bias the last row of its weight.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -103,6 +103,8 @@ class Program:
         Every matrix that was asked for, in this order.
     task : str
         What it is for: "training", "gradients", "evaluation" or "prediction".
+    monitored : (tiles, phases) or None
+        Of the steps that are monitored, where there are such.
     """
 
     batch: int
@@ -117,6 +119,7 @@ class Program:
     outputs: dict[str, Values] = field(default_factory=dict)
     taken: list[Values] = field(default_factory=list)
     task: str = "prediction"
+    monitored: tuple[np.ndarray, np.ndarray] | None = None
     _phase: str = "forward"
     _layer: str = ""
     _released: dict[tuple, list[str]] = field(default_factory=dict)
@@ -181,3 +184,22 @@ class Program:
             yield
         finally:
             self._phase, self._layer = around
+
+    def monitor_by(self, other: "Program") -> None:
+        """Let monitored steps be those of another program, which computes the same and looks on.
+
+        Its ops go behind this one's, and share the memory of the buffers that both have.
+        """
+        n_ops, n_settings = len(self.ops), len(self.settings)
+        for op in other.ops:
+            moved = {
+                column: replace(value, offset=value.offset + n_settings)
+                for column, value in op.columns.items()
+                if isinstance(value, Place) and value.buffer == "settings"
+            }
+            self.ops.append(replace(op, columns=op.columns | moved))
+        self.settings += other.settings
+        if {name: other.buffers.get(name) for name in self.buffers} != self.buffers or self.ones != other.ones:
+            raise AssertionError("a monitored step must use the memory of an ordinary one as that does")
+        self.buffers, self.scratch = dict(other.buffers), max(self.scratch, other.scratch)
+        self.monitored = other.tiles + np.array([n_ops, n_ops, 0, 0, 0, 0]), other.phases

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from nbbp import ops, tiling
+from nbbp.augmentation import Augmentation
 from nbbp.layers import Activation, BatchNorm, Custom, Dense, Embedding
 from nbbp.losses import Loss
 from nbbp.lowering import checkpointing, gradients, parameters
+from nbbp.lowering.augmentation import augmented
 from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, takes_logits
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
 from nbbp.lowering.mixed import lowering_in
+from nbbp.lowering.monitoring import Monitoring
 from nbbp.metrics import Metric
 from nbbp.network import Sequential
 from nbbp.nodes import walk
@@ -19,6 +22,8 @@ from nbbp.program import Place, Program
 
 #: Kernels that take all rows of a batch at once, and are cut by columns.
 _WHOLE_BATCH = ("batch_norm_forward", "batch_norm_backward", "embedding_backward")
+#: Kernels that are cut by rows and read rows that other tiles write, which must be done.
+_READS_OTHER_ROWS = ("mixup_rows",)
 
 
 def prediction_program(
@@ -69,10 +74,13 @@ def training_program(
     target_is_labels: bool,
     keeps_good: bool = False,
     precision: str = "float32",
+    augment: Sequence[Augmentation] = (),
+    is_monitored: bool = False,
 ) -> Program:
     """Forward, loss, metrics, backward and update; without an optimizer the gradient stays in "gradient".
 
-    With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py).
+    With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py). With
+    `is_monitored` what lowering/monitoring.py says is put into its `VALUES`. `augment` is done to the rows first.
     """
     shapes = _shapes(network)
     by_rows = any(isinstance(node.layer, Custom) for node in walk(network.nodes))
@@ -85,8 +93,12 @@ def training_program(
     lowering = lowering_in(
         precision, network, batch, partials, keeps_state=optimizer is None, is_mean=loss.reduction == "mean"
     )
+    lowering.augment = lambda x: augmented(lowering, augment, x, target_is_labels)
     program = lowering.program
     program.task = "gradients" if optimizer is None else "training"
+    if is_monitored:
+        loss_scale = Place(parameters.LOSS_SCALE) if lowering.is_scaled else 0
+        lowering.monitoring = Monitoring(program, network, lowering.is_mean, loss_scale)
     program.is_shared = tiling.is_shared(tiling.work(shapes, batch))
     phases: list[list[tuple]] = []
     if plan == tiling.WIDE:
@@ -110,6 +122,10 @@ def training_program(
             if plan == tiling.ALONE and _prepares(lowering, optimizer):
                 _prepare_everything(lowering, optimizer, 0, network.n_parameters)
             phases += _update_phases(lowering, optimizer, keeps_good, len(program.ops))
+    if is_monitored:
+        first = len(program.ops)
+        lowering.monitoring.record(optimizer)
+        phases.append([(first, len(program.ops), 0, batch, 0, tiling.ALL)])
     if plan == tiling.ALONE:
         phases = [[(0, len(program.ops), 0, batch, 0, tiling.ALL)]]
     if optimizer is None or any(place.buffer == "gradient" for op in program.ops for place in op.places()):
@@ -197,17 +213,24 @@ def _update_phases(lowering: Lowering, optimizer: Optimizer | None, keeps_good: 
         parameters.snapshot(lowering, start, n, (0, 1), 1)
     if _prepares(lowering, optimizer):
         gradients.finish(lowering, optimizer)
+    lowering.monitoring.before(own, start, Place("gradient"), (0, 1), 1, n, tiling.PARAMETERS)
     after = len(program.ops)
     if optimizer is not None and optimizer.rule == "adafactor":
         parameters.adafactor(lowering, optimizer, own)
-        return [
+        last = len(program.ops)
+        lowering.monitoring.after()
+        phases = [
             tiling.column_tiles(first, after, program.batch, n, tiling.PARAMETERS),
-            [(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, len(program.ops))],
+            [(op, op + 1, 0, program.batch, 0, tiling.ALL) for op in range(after, last)],
         ]
+        if len(program.ops) > last:
+            phases.append(tiling.column_tiles(last, len(program.ops), program.batch, n, tiling.PARAMETERS))
+        return phases
     if optimizer is not None:
         layer = " to ".join(dict.fromkeys((own[0].layer, own[-1].layer))) if lowering.by_parts else ""
         with program.labelled(layer=layer):
             parameters.updates(lowering, optimizer, own, start, Place("gradient"), (0, 1), 1)
+    lowering.monitoring.after()
     return [tiling.column_tiles(first, len(program.ops), program.batch, n, tiling.PARAMETERS)]
 
 
@@ -253,11 +276,13 @@ def _weight_tiles(
             continue
         if keeps_good:
             parameters.snapshot(lowering, base, n_rows, panel, layer.n_out)
+        lowering.monitoring.before(own, base, Place("gradient", base) if whole else 0, panel, layer.n_out, n_rows, size)
         if whole:
             parameters.adafactor(lowering, optimizer, own)
         elif optimizer is not None:
             parameters.updates(lowering, optimizer, own, base, 0, panel, layer.n_out)
             program.scratch = max(program.scratch, min(size, n_rows) * width)
+        lowering.monitoring.after()
         cut = tiling.column_tiles(first, len(program.ops), program.batch, n_rows, size)
         tiles += [(panel[0] / layer.n_out, tile) for tile in cut]
     return tiles
@@ -278,13 +303,15 @@ def _own_tiles(
         return [(0.0, tile) for tile in cut]
     if keeps_good:
         parameters.snapshot(lowering, base, size, (0, 1), 1)
-    if optimizer is None or not is_whole:
-        if optimizer is not None:
-            parameters.updates(lowering, optimizer, own, base, Place(job.buffer), (0, 1), 1)
-        cut = tiling.column_tiles(first, len(program.ops), program.batch, size, tiling.PARAMETERS)
-    else:
+    units = size if optimizer is not None and is_whole else tiling.PARAMETERS
+    gradient = Place("gradient", base) if is_whole else Place(job.buffer)
+    lowering.monitoring.before(own, base, gradient, (0, 1), 1, size, units)
+    if optimizer is not None and is_whole:
         parameters.adafactor(lowering, optimizer, own)
-        cut = tiling.column_tiles(first, len(program.ops), program.batch, size, size)
+    elif optimizer is not None:
+        parameters.updates(lowering, optimizer, own, base, gradient, (0, 1), 1)
+    lowering.monitoring.after()
+    cut = tiling.column_tiles(first, len(program.ops), program.batch, size, units)
     return [(0.0, tile) for tile in cut]
 
 
@@ -302,7 +329,11 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
             kind = "product"
         if kernel == "round_parameters":
             kind = "whole"
-        joins = stretches and (stretches[-1][0] == "rows" or _goes_with(program, *stretches[-1][:2], row))
+        joins = (
+            kernel not in _READS_OTHER_ROWS
+            and stretches
+            and (stretches[-1][0] == "rows" or _goes_with(program, *stretches[-1][:2], row))
+        )
         if joins and kind == "rows":
             stretches[-1][2] = row + 1
         else:

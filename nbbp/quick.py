@@ -78,7 +78,7 @@ def quick_step(session: Session, x: Any, y: Any) -> QuickStep | None:
         more=(
             losses,
             network.n_out,
-            bound.cells(set(session.settings)),
+            bound.cells(set(session.coefficients.settings)),
             largest,
             *(limits or (-largest, largest)),
         ),
@@ -101,7 +101,7 @@ class OnlineStep:
         self.session, self.dtype = session, session.dtype
         self.shape_x, self.shape_y = (session.network.n_in,), (session.network.n_out,)
         self.takes_labels, self.n_out = limits is None, session.n_out
-        functions = SampleFunctions(session.network, session.loss, session.optimizer, session.dtype)
+        functions = SampleFunctions(session.network, session.loss, session.optimizer, session.dtype, session.state)
         self.train_step = functions.checked_train_step(*(limits or (0.0, 0.0)))
 
     @classmethod
@@ -109,7 +109,8 @@ class OnlineStep:
         """One for this model, or False where the sample engine has none for it."""
         limits = _range_of_targets(session.loss, session.dtype)
         fits = session.loss.row_wise or limits is not None
-        fits = fits and session.precision == "float32"
+        # the statistics of a Standardize would be compiled in, for one model alone
+        fits = fits and session.precision == "float32" and not session.network.states
         if not fits or session.optimizer.rule == "adafactor" or SampleFunctions.why_not(session.network) is not None:
             return False
         if why_no_training(session.network, session.optimizer) is not None:

@@ -19,10 +19,10 @@ from nbbp.cpu import entry
 from nbbp.cpu.engine import BoundProgram, aligned
 from nbbp.layers import Activation
 from nbbp.losses import Loss
-from nbbp.lowering.base import padded
-from nbbp.lowering.gradients import coefficients_of_batches
-from nbbp.lowering.parameters import LOSS_SCALE, coefficients_buffer, slot_lengths
+from nbbp.lowering.base import PLACE_IN_BATCH, padded
+from nbbp.lowering.parameters import LOSS_SCALE, slot_lengths
 from nbbp.metrics import Metric
+from nbbp.monitored_steps import Monitor, attach_monitor
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.precision import LossScaling, scale_memory
@@ -30,11 +30,11 @@ from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
 from nbbp.scheduling import Clock
 from nbbp.sources import Chunk, Source
+from nbbp.standardization import check_known
+from nbbp.step_coefficients import StepCoefficients
 
 #: Rows that prediction and evaluation take at a time.
 FORWARD_BATCH = 256
-#: Steps whose coefficients are computed at a time, at least.
-_STEPS_AHEAD = 1024
 #: Bound programs kept for batches of other sizes.
 _KEPT = 8
 #: What a session is made of; everything else can be made anew, or is numbers.
@@ -74,8 +74,10 @@ class Session:
         Everything that the optimizer keeps from step to step.
     slots : list of ndarray
         Views of it, each from a cache line on.
-    settings : dict of str to nbbp.optimizers.Settings
-        The optimizer's groups of parameters, by the name of their buffer of coefficients.
+    coefficients : StepCoefficients
+        What the optimizer's next steps take.
+    monitor : Monitor or None
+        Who is to be told of the layers, while somebody is.
     good_parameters : ndarray or None
         The last parameters with a finite loss, while `fit` runs.
     good_state, good_scale : ndarray or None
@@ -122,10 +124,10 @@ class Session:
         self.slots = [self.slot_buffer[sum(strides[:k]) :][:n] for k, n in enumerate(lengths)]
         self.good_parameters = self.good_state = self.good_scale = None
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
-        self.settings = {coefficients_buffer(s): s for s in (optimizer.settings(p.name) for p in network.parameters)}
+        self.coefficients = StepCoefficients(network, optimizer)
+        self.monitor: Monitor | None = None
         self.lock, self.watchers = threading.RLock(), []
         self.steps_ahead = 0
-        self._coefficients: tuple[int, int, tuple, dict] = (0, -1, (), {})
         self._making = threading.Lock()
         self.find_short_ways()
 
@@ -164,22 +166,26 @@ class Session:
 
     def bind(self, program: Program) -> BoundProgram:
         """A program with the model's own buffers."""
+        check_known(self.network, self.state)
         buffers = {"parameters": self.parameters, "state": self.state, LOSS_SCALE: self.loss_scale}
         buffers |= {f"slot {k}": slot for k, slot in enumerate(self.slots)}
         if self.good_parameters is not None:
             buffers["good parameters"] = self.good_parameters
         return BoundProgram(program, self.dtype, buffers, self.seed, self.watchers)
 
-    def training(self, batch: int, labels: bool, keeps_good: bool) -> BoundProgram:
-        """The training program for batches of that size."""
+    def training(self, batch: int, labels: bool, keeps_good: bool, augment: tuple = ()) -> BoundProgram:
+        """The training program for batches of that size, whose rows are augmented."""
+        is_monitored = self.monitor is not None and keeps_good
 
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
-            return programs.training_program(
-                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision
-            )
+            what = self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision, augment
+            program = programs.training_program(*what)
+            if is_monitored:
+                program.monitor_by(programs.training_program(*what, is_monitored=True))
+            return program
 
-        return self._program(("train", batch, labels, keeps_good), make)
+        return self._program(("train", batch, labels, keeps_good, augment, is_monitored), make)
 
     def begin_fit(self) -> None:
         """Start keeping the last good parameters.
@@ -224,36 +230,26 @@ class Session:
         return losses, metrics
 
     def _attach_coefficients(self, bound: BoundProgram, n_steps: int) -> int:
-        """Attach the coefficients of the next steps, at least `n_steps`; for how many they last.
-
-        Computed some steps ahead, because a call for one step costs more than a short step.
-        """
-        first, last, standing, tables = self._coefficients
-        if standing != self.clock.standing or not first <= self.step + 1 <= self.step + n_steps <= last:
-            n = max(n_steps, _STEPS_AHEAD)
-            first, last = self.step + 1, self.step + n
-            with np.errstate(all="ignore"):  # a growing rate may overflow in steps that never come
-                standing, count = self.clock.standing, self.clock.count
-                tables = {
-                    name: coefficients_of_batches(self.optimizer, self.clock.settings(s), first, n, count)
-                    for name, s in self.settings.items()
-                }
-            self._coefficients = first, last, standing, tables
+        """Attach the coefficients of the next steps, at least `n_steps`; for how many they last."""
+        tables, n_ready = self.coefficients.after(self.step, n_steps, self.clock)
         for name, table in tables.items():
-            bound.attach(name, table[self.step + 1 - first :])
+            bound.attach(name, table)
         bound.count_from(self.step)
-        return last - self.step
+        return n_ready
 
     # training ---------------------------------------------------------------------------------------------
 
     @_one_at_a_time
-    def train_chunk(self, chunk: Chunk, batch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    def train_chunk(self, chunk: Chunk, batch: int, augment: tuple = ()) -> tuple[np.ndarray, list[np.ndarray]]:
         """Train on every batch of a chunk, in its order; losses (rows,) and metrics [(rows,), …], as weighted."""
         n = len(chunk.order)
-        bound = self.training(batch, chunk.has_labels, True)
+        bound = self.training(batch, chunk.has_labels, True, augment)
         n_steps = -(-n // bound.program.batch)
         losses, metrics = self._attach(bound, chunk, n)
+        if augment:
+            bound.attach(PLACE_IN_BATCH, np.arange(n, dtype=np.int64) % bound.program.batch)
         self._attach_coefficients(bound, n_steps)
+        monitored = attach_monitor(self, bound, n_steps)
         state, scale = self.state.copy(), self.loss_scale.copy()
         try:
             bound.run(n)
@@ -262,6 +258,8 @@ class Session:
             self.steps_ahead = 0
         if np.isfinite(losses[:batch]).all():  # as cpu/snapshot.py decides about the parameters
             self.good_state, self.good_scale = state, scale
+        if monitored is not None:
+            self.monitor.take(*monitored)
         return losses, metrics
 
     @_one_at_a_time

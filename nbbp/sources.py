@@ -61,11 +61,14 @@ class Source(Protocol):
         Batches of an epoch where the source decides their boundaries, else None.
     row_limit : int or None
         Samples that a chunk may hold without taking much memory; None where a chunk takes none of its own.
+    is_one_shot : bool
+        Whether the samples can be gone through only once.
     """
 
     n_samples: int | None
     n_batches: int | None
     row_limit: int | None
+    is_one_shot: bool
 
     def chunks(self, order: np.ndarray | None, rows: int | None) -> Iterator[Chunk]:
         """Yield every sample of one epoch.
@@ -89,6 +92,7 @@ class ArraySource:
 
     n_batches = None
     row_limit = None
+    is_one_shot = False
 
     def __init__(self, X: np.ndarray, y: np.ndarray | None = None, weight: np.ndarray | None = None) -> None:
         self.X, self.y, self.weight = X, y, weight
@@ -124,6 +128,7 @@ class MemmapSource:
     """
 
     n_batches = None
+    is_one_shot = False
 
     def __init__(
         self,
@@ -224,7 +229,8 @@ class IterableSource:
         name: str = "X",
         form: Form = PLAIN,
     ) -> None:
-        if epochs > 1 and is_one_shot(batches):
+        self.is_one_shot = is_one_shot(batches)
+        if epochs > 1 and self.is_one_shot:
             raise ValueError(
                 f"{name} is a {type(batches).__name__}, which can be gone through once, not {epochs} times "
                 "(once per epoch); pass a list of batches, or a function that returns a new generator"
@@ -249,7 +255,7 @@ class IterableSource:
         for number, batch in enumerate(begin_pass(self._batches, self._name)):
             yield self._convert(batch, f"batch {number} of {self._name}")
         if number < 0:
-            hint = " (a generator can be gone through once)" if is_one_shot(self._batches) else ""
+            hint = " (a generator can be gone through once)" if self.is_one_shot else ""
             raise ValueError(f"{self._name} gave no batch{hint}")
 
     def _features(self, x: Any, name: str) -> np.ndarray:

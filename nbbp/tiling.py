@@ -98,10 +98,14 @@ def row_tiles(first_op: int, last_op: int, batch: int, rows: int) -> list[tuple]
     return [(first_op, last_op, start, min(start + rows, batch), 0, ALL) for start in range(0, batch, rows)]
 
 
+def columns_of_tiles(n_columns: int, columns: int) -> int:
+    """How many columns each of `column_tiles` takes, but the last."""
+    return -(-n_columns // -(-n_columns // columns))
+
+
 def column_tiles(first_op: int, last_op: int, batch: int, n_columns: int, columns: int) -> list[tuple]:
-    """Blocks of `columns` columns over the whole batch."""
-    n_tiles = -(-n_columns // columns)
-    columns = -(-n_columns // n_tiles)
+    """Blocks of about `columns` columns over the whole batch."""
+    columns = columns_of_tiles(n_columns, columns)
     return [
         (first_op, last_op, 0, batch, start, min(start + columns, n_columns)) for start in range(0, n_columns, columns)
     ]

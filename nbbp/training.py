@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nbbp import augmentation
 from nbbp.callbacks import LearningRateScheduler, ProgressBar
 from nbbp.callbacks.base import Callback, Hooks, Run
+from nbbp.cpu.augmentation import prepare
 from nbbp.divergence import TrainingDiverged, first_layer_gone
+from nbbp.lowering.augmentation import user_function
+from nbbp.network import Sequential
 from nbbp.scalars.philox import permutation
 from nbbp.scheduling import Clock
 from nbbp.session import Session, sum_of
 from nbbp.sources import Chunk, Source
+from nbbp.standardization import measure
 from nbbp.validation import LARGEST, first_outside
 
 if TYPE_CHECKING:
@@ -31,6 +36,21 @@ def check_options(verbose: Any, shuffle: Any) -> None:
         raise ValueError(f"verbose must be 'auto', 0 or 1; got {verbose!r}")
     if not isinstance(shuffle, (bool, np.bool_)):
         raise TypeError(f"shuffle must be True or False; got {shuffle!r} ({type(shuffle).__name__})")
+
+
+def checked_augmentation(model: Model, network: Sequential, augment: Any) -> tuple[augmentation.Augmentation, ...]:
+    """What `fit` takes as `augment`, for a model that may not be built yet; functions of the user's own are compiled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does not fit the network or the loss, or a function does not compile or leaves its row.
+    """
+    descriptions = augmentation.checked(augment, network.n_in, network.form.categories, model.loss)
+    for number, description in enumerate(descriptions):
+        if isinstance(description, augmentation.Custom):
+            prepare(user_function(description, number), model.dtype, network.n_in)
+    return descriptions
 
 
 def checked_hooks(
@@ -75,6 +95,8 @@ class Training:
     hooks : Hooks
         Of the run, whose history grows by one entry per epoch, so that it holds what was reached if the run is cut
         short; the run goes on behind the epochs that are there.
+    augment : tuple of Augmentation
+        What is done to the rows of a batch first.
     """
 
     def __init__(
@@ -85,7 +107,9 @@ class Training:
         batch_size: int,
         shuffle: bool,
         hooks: Hooks,
+        augment: tuple[augmentation.Augmentation, ...] = (),
     ) -> None:
+        self.augment = augment
         self.session, self.source, self.validation = session, source, validation
         self.batch_size, self.shuffle = batch_size, shuffle
         self.hooks, self.progress = hooks, hooks.run
@@ -99,6 +123,7 @@ class Training:
             A loss or, in the end, a parameter was not finite; the last good parameters are back.
         """
         session, hooks, run = self.session, self.hooks, self.progress
+        measure(self.source, [session])
         session.begin_fit()
         if not run.history.epochs:
             self._set_no_rate()
@@ -173,7 +198,7 @@ class Training:
             hooks.call(hooks.batch_begin)
             if run.stop_reason is not None:
                 return False
-            losses, metrics = session.train_chunk(chunk, batch)
+            losses, metrics = session.train_chunk(chunk, batch, self.augment)
             if n_batches == 0:
                 session.epoch += 1  # here, so that data which cannot be read change nothing
             chunk_total = sum_of(losses)
@@ -196,7 +221,7 @@ class Training:
 
     def _diverged(self, what: str, chunk: Chunk | None = None, row: int = 0) -> TrainingDiverged:
         """The error to raise: where the numbers went, with the last good parameters back in place."""
-        where = first_layer_gone(self.session, chunk, row)
+        where = first_layer_gone(self.session, chunk, row, bool(self.augment))
         self.session.restore()
         error = TrainingDiverged(
             f"{what}; {where}. The last parameters kept while the loss was finite are back in place and the "

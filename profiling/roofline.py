@@ -113,7 +113,8 @@ class Training:
         n = len(self.x)
         self.order, self.losses = np.arange(n), np.empty(n)
         self.tables = {
-            name: optimizer.coefficients(1, self.n_steps, settings) for name, settings in self.session.settings.items()
+            name: optimizer.coefficients(1, self.n_steps, settings)
+            for name, settings in self.session.coefficients.settings.items()
         }
         attached = {"X": self.x, "target": self.labels, "order": self.order, "loss values": self.losses}
         for name, array in {**attached, **self.tables, "sample weight": None}.items():

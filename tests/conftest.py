@@ -6,6 +6,7 @@ This file is imported before any test imports nbbp or numba, which read the envi
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 # Numba does not see that a callee in another file has changed, so a cache from before an edit may hold stale
@@ -22,3 +23,6 @@ from hypothesis import settings
 # A first call compiles, so it has no deadline; the examples are the same in every run, so that CI is.
 settings.register_profile("nbbp", deadline=None, derandomize=True, database=None)
 settings.load_profile("nbbp")
+
+# What a shell runs in the background has Ctrl-C ignored, and so would have the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,8 @@
 """Of the oracle: normalisations and layers of random numbers, as ``reference_network`` takes them.
 
 Their context: "mask" (batch, n) or (batch, 1), what the layer multiplies by before it divides by 1 - rate; "noise"
-(batch, n); "running_mean" and "running_variance" (n,) where batch norm goes by them. What is not given acts as in
+(batch, n); "running_mean" and "running_variance" (n,) where batch norm goes by them; "mean" and "variance" (n,) of
+`Standardize`. What is not given acts as in
 prediction, but batch norm then goes by the batch.
 """
 
@@ -33,6 +34,12 @@ def batch_norm(place, x):
         nothing = None if gamma is None else np.zeros_like(gamma)
         return y, lambda d_y: (oracle.inference_backward(d_y, variance, gamma, eps), named(place, nothing, nothing))
     return normalized(place, x, 0)
+
+
+@oracle_of(layers.Standardize)
+def standardize(place, x):
+    deviation = np.sqrt(np.asarray(place.given("variance"), np.float64))
+    return (x - place.given("mean")) / deviation, lambda d_y: (d_y / deviation, {})
 
 
 @oracle_of(layers.LayerNorm)
@@ -91,6 +98,8 @@ def context_of(model, batch, step):
             context[f"{node.path}.mask"] = reference_random.kept(rows, node.layer.rate, *counter, STREAM_DEPTH)
         elif isinstance(node.layer, layers.GaussianNoise):
             context[f"{node.path}.noise"] = reference_random.normals(places, *counter, STREAM_NOISE)
-        elif isinstance(node.layer, layers.BatchNorm) and not node.trainable:
+        elif isinstance(node.layer, layers.Standardize) or (
+            isinstance(node.layer, layers.BatchNorm) and not node.trainable
+        ):
             context |= {name: values for name, values in model.state.items() if name.startswith(f"{node.path}.")}
     return context

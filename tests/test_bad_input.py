@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import nbbp
+from nbbp.augmentation import Mixup, Noise, Shift
 
 N_IN, N_CLASSES = 4, 3
 PACKAGE = Path(nbbp.__file__).parent
@@ -219,6 +220,10 @@ def test_fit(loss, x, y, weight, batch_size, epochs, shuffle):
     assert history is None or history.epochs == list(range(1, int(epochs) + 1))
 
 
+AUGMENTATIONS = st.lists(
+    st.one_of(st.sampled_from([Noise(0.1), Noise(1e300), Mixup(), Shift((N_IN,), 1), Shift((2, 2), 1)]), OBJECTS),
+    max_size=3,
+)
 OPTIONS = st.fixed_dictionaries(
     {},
     optional={
@@ -233,6 +238,7 @@ OPTIONS = st.fixed_dictionaries(
         "verbose": OBJECTS.filter(
             lambda value: not isinstance(value, (int, float, complex, str, decimal.Decimal, fractions.Fraction))
         ),
+        "augment": st.one_of(OBJECTS, AUGMENTATIONS),
     },
 )
 

@@ -24,6 +24,7 @@ SMALL = {
     "double_descent": (["--seeds", "1", "--epochs", "20"], "worst width beyond 4 units"),
     "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),
     "population": (["--size", "12", "--epochs", "2"], "best held-out accuracy"),
+    "monitor": (["--layers", "3", "--epochs", "2"], "ReLU, He's weights"),
 }
 
 
@@ -61,6 +62,8 @@ def test_demo(name, tmp_path):
         ("inside_njit", "--generations"),
         ("neural_ode", "--updates"),
         ("schedules", "--epochs"),
+        ("monitor", "--layers"),
+        ("monitor", "--epochs"),
         ("population", "--size"),
         ("population", "--epochs"),
     ],

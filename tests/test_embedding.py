@@ -244,3 +244,18 @@ def test_where_it_may_stand():
 def test_sizes_of_columns_that_are_not_looked_up_are_refused():
     with pytest.raises(ValueError, match="n_out of Embedding names column 1, which n_categories does not"):
         Embedding({0: 3}, {0: 2, 1: 2})
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_behind_a_view_it_looks_up_the_same(precision):
+    """Category numbers beyond the digits of bf16 too."""
+    X, y = np.random.default_rng(0).integers(0, 1000, (20, 6)), np.arange(20) % 3
+    layers = [nbbp.Embedding(1000, 2), nbbp.Dense(3)]
+    models = [
+        nbbp.Model(nbbp.Sequential([*before, *layers], 6), "crossentropy", precision=precision)
+        for before in ([], [nbbp.Flatten()])
+    ]
+    models[1].parameter_vector[:] = models[0].parameter_vector
+    for model, data in zip(models, (X, X.reshape(20, 2, 3)), strict=True):
+        model.fit(data, y, epochs=2, batch_size=8, verbose=0)
+    np.testing.assert_array_equal(models[0].parameter_vector, models[1].parameter_vector)

@@ -210,9 +210,9 @@ def test_every_epoch_has_an_order_of_its_own_and_every_sample_once(cut):
     seen = []
     train_chunk = model._session.train_chunk
 
-    def spy(chunk, batch):
+    def spy(chunk, batch, *more):
         seen.append(chunk.order.copy())
-        return train_chunk(chunk, batch)
+        return train_chunk(chunk, batch, *more)
 
     model._session.train_chunk = spy
     model.fit(X, X, epochs=3, batch_size=8, verbose=0)

@@ -45,7 +45,10 @@ def start(code, *arguments):
 
 
 def result(process):
-    out, errors = process.communicate(timeout=240)
+    try:
+        out, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == 0, errors
     return json.loads(out.splitlines()[-1])
 

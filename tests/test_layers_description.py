@@ -1,5 +1,6 @@
 """What the new layers refuse, and what was expected instead."""
 
+import numpy as np
 import pytest
 
 from nbbp import Sequential
@@ -14,6 +15,7 @@ from nbbp.layers import (
     Reshape,
     Residual,
     RMSNorm,
+    Standardize,
     StochasticDepth,
 )
 
@@ -31,6 +33,19 @@ from nbbp.layers import (
         (lambda: LayerNorm(eps=float("nan")), ValueError, "eps of LayerNorm must be at least"),
         (lambda: RMSNorm(affine=1), TypeError, "affine of RMSNorm must be True or False; got 1"),
         (lambda: LayerNorm(name=""), TypeError, "name of LayerNorm must be a str with something in it"),
+        (lambda: Standardize(1.0), ValueError, "Standardize takes both mean and variance, or neither; got mean=1.0"),
+        (lambda: Standardize("a", "b"), TypeError, r"mean of Standardize must be a number; got 'a' \(str\)"),
+        (lambda: Standardize([1, np.nan], 1), ValueError, "number 1 of mean of Standardize must be above -inf and"),
+        (lambda: Standardize(0, -1), ValueError, "variance of Standardize must be at least 0 and finite; got -1"),
+        (lambda: Standardize([1, 2], [1, 2, 3]), ValueError, "of as many features; got 2 and 3 numbers"),
+        (lambda: Standardize([[1, 2]], 1), ValueError, "must be one number, or one for each feature"),
+        (lambda: Standardize(name=3), TypeError, "name of Standardize must be a str"),
+        (lambda: Sequential([Standardize([1, 2], 1), Dense(2)], 3), ValueError, "layer 0: .* of 2 features; got 3"),
+        (lambda: Sequential([Dense(2), Standardize()], 3), ValueError, "layer 1: Standardize standardizes the"),
+        (lambda: Sequential([Dropout(0.1), Standardize(), Dense(1)], 3), ValueError, "layer 1: Standardize"),
+        (lambda: Sequential([Standardize(), Standardize(), Dense(1)], 3), ValueError, "layer 1: Standardize"),
+        (lambda: Sequential([Reshape((2, 2)), Standardize(), Dense(2)], 4), ValueError, r"put Flatten\(\)"),
+        (lambda: Sequential([Standardize()]), ValueError, "at least one layer with parameters"),
         (lambda: Residual(Dense(3)), TypeError, "Residual takes a list of layers"),
         (lambda: Residual([]), ValueError, "Residual takes a list of layers, .*; got no layers"),
         (lambda: Residual(["relu"]), TypeError, r"element 0 is 'relu' \(str\); did you mean Activation\('relu'\)"),

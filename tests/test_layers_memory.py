@@ -14,7 +14,8 @@ from nbbp.cpu import engine
 def layers(width):
     """Every layer there is."""
     return [
-        nbbp.Embedding({0: 5}, 3), nbbp.Dense(width), nbbp.BatchNorm(), nbbp.Activation("relu"), nbbp.Dropout(0.2),
+        nbbp.Concat([nbbp.Embedding({0: 5}, 3)], [nbbp.Standardize()]), nbbp.Dense(width), nbbp.BatchNorm(),
+        nbbp.Activation("relu"), nbbp.Dropout(0.2),
         nbbp.Residual([nbbp.LayerNorm(), nbbp.Dense(width, "gelu"), nbbp.Dense(width), nbbp.StochasticDepth(0.3)]),
         nbbp.RMSNorm(), nbbp.GaussianNoise(0.1), nbbp.Dense(width, "tanh"),
         nbbp.Concat([nbbp.Dense(3, "relu")], [nbbp.BatchNorm(affine=False)], []),

@@ -17,6 +17,7 @@ from nbbp.layers import (
     LayerNorm,
     Residual,
     RMSNorm,
+    Standardize,
     StochasticDepth,
 )
 
@@ -29,6 +30,11 @@ NETWORKS = {
     "rms norm": [RMSNorm(), Dense(17), RMSNorm(affine=False), Activation("silu"), Dense(3), RMSNorm(eps=1e-2)],
     "noise": [GaussianNoise(0.3), Dense(17, "softplus"), GaussianNoise(0.1), Dense(3)],
     "depth": [Residual([Dense(5, "relu"), StochasticDepth(0.4)]), StochasticDepth(0.2, "batch"), Dense(3)],
+    "standardized": [Standardize(), Dense(17, "gelu"), Dense(3)],
+    "standardized in a branch": [
+        Concat([Standardize(), Dense(4, "tanh")], [Residual([Standardize(), Dense(5)])], [Dense(2)]),
+        Dense(3),
+    ],
     "within": [
         Residual([LayerNorm(), Dense(9, "relu"), Dropout(0.2), Dense(5), StochasticDepth(0.3)]),
         Concat([BatchNorm(), Dense(4, "tanh")], [RMSNorm()], [Dropout(0.5), Dense(2), LayerNorm()]),

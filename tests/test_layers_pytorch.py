@@ -16,6 +16,7 @@ from nbbp.layers import (
     LayerNorm,
     Residual,
     RMSNorm,
+    Standardize,
     StochasticDepth,
 )
 from nbbp.scalars.philox import STREAM_DEPTH, STREAM_DROPOUT, STREAM_NOISE
@@ -81,6 +82,9 @@ class Twin:
             return functional.batch_norm(
                 x, mean, variance, *self.of(node, "gamma", "beta"), trains, layer.momentum, layer.eps
             )
+        if isinstance(layer, Standardize):
+            mean, variance = (self.state[f"{node.path}.{kind}"] for kind in ("mean", "variance"))
+            return (x - mean) / variance.sqrt()
         if isinstance(layer, LayerNorm):
             return functional.layer_norm(x, width, *self.of(node, "gamma", "beta"), layer.eps)
         if isinstance(layer, RMSNorm):
@@ -138,6 +142,7 @@ NETWORKS = {
     "dropout first and last": [Dropout(0.2), Dense(8, "gelu"), Dense(3), Dropout(0.1)],
     "batch norm in front": [BatchNorm(), Dense(8), BatchNorm(eps=1e-3, momentum=0.5), Activation("tanh"), Dense(3)],
     "batch norm last": [Dense(8, "relu"), Dense(3), BatchNorm()],
+    "standardized": [Standardize((3, -1, 0, 7, 0.5, 0), (4, 1, 0.1, 0, 9, 2)), Dense(17, "gelu"), Dense(3)],
     "layer norm": [LayerNorm(), Dense(17), LayerNorm(), Activation("gelu"), Dense(3), LayerNorm(affine=False)],
     "rms norm": [RMSNorm(), Dense(17), RMSNorm(affine=False), Activation("relu"), Dense(3), RMSNorm(eps=1e-2)],
     "noise": [GaussianNoise(0.3), Dense(16, "relu"), GaussianNoise(0.1), Dense(3)],

@@ -61,8 +61,8 @@ def test_losses_are_those_of_fit_with_a_growing_rate(optimizer):
     seen = []
     train_chunk = Session.train_chunk
 
-    def watched(session, chunk, batch):
-        values, metrics = train_chunk(session, chunk, batch)
+    def watched(session, chunk, batch, *more):
+        values, metrics = train_chunk(session, chunk, batch, *more)
         seen.extend(np.mean(values[first : first + batch]) for first in range(0, len(values), batch))
         return values, metrics
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import nbbp
-from nbbp import optimizers, sources
+from nbbp import augmentation, optimizers, sources
 from nbbp.cpu import engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +63,10 @@ def overruns(monkeypatch):
     return found
 
 
+def last_is_one(row, key):
+    row[row.size - 1] = 1
+
+
 NETWORKS = {
     "tiny": ((1,), 1, 1),
     "one sample": ((16, 16, 2), 4, 1),
@@ -86,6 +90,9 @@ def test_nothing_is_written_outside_its_buffer(name, kind, n_threads, overruns, 
     for optimizer, activation in (("adam", "relu"), ("adafactor", "gelu"), ("sgd", "softmax")):
         model = model_of(widths, n_in, optimizer, dtype, activation, precision=precision)
         model.fit(X, y, batch_size=batch, epochs=2, validation_split=0.3, verbose=0)
+        shift = [augmentation.Shift((n_in,), n_in - 1)] if n_in > 1 else []
+        augment = [*shift, augmentation.Noise(0.1), last_is_one, augmentation.Mixup()]
+        model.fit(X, y, batch_size=batch, augment=augment, verbose=0)
         model.predict(X)
         model.predict(X[:3])
         model.predict_proba(X)

@@ -58,7 +58,7 @@ NEEDED = inspect.Parameter.empty
             {
                 "X": NEEDED, "y": None, "*epochs": 1, "*batch_size": 32, "*validation_data": None,
                 "*validation_split": 0.0, "*shuffle": True, "*sample_weight": None, "*class_weight": None,
-                "*callbacks": (), "*verbose": "auto", "*resume_from": None,
+                "*callbacks": (), "*verbose": "auto", "*resume_from": None, "*augment": None,
             },
         ),
         ("evaluate", {"X": NEEDED, "y": None, "*sample_weight": None}),

@@ -20,6 +20,7 @@ SOURCES = sorted(file for folder in ("nbbp", "tests", "demos", "profiling") for 
 # What a module must not import, itself or anything in it. Imports only go down: descriptions know no
 # engine, engines know no descriptions and not each other, and scalars know nothing.
 DESCRIPTIONS = (
+    "nbbp.augmentation",
     "nbbp.layers",
     "nbbp.losses",
     "nbbp.optimizers",

@@ -26,6 +26,7 @@ from nbbp.layers import (
     Reshape,
     Residual,
     RMSNorm,
+    Standardize,
     StochasticDepth,
 )
 
@@ -47,6 +48,7 @@ LAYERS = {
     "concat": [Concat([DENSE, Dense(2)], [], [Concat([BatchNorm()], [Dense(3)], name="in", trainable=False)]), DENSE],
     "one table": [Embedding(7, 3, "glorot_uniform", "e", False), DENSE],
     "tables": [Embedding({0: 4, 2: 1 << 20}, {0: 2, 2: 1}), DENSE],
+    "standardized": [Flatten(), Concat([Standardize(name="s")], [Standardize(0.5, (0, 1 / 3, 2))]), DENSE],
     "shapes": [Flatten("f"), DENSE, Reshape((2, -1)), Activation("tanh"), Reshape([4], name="r"), Reshape((2, 2))],
 }
 
@@ -301,6 +303,31 @@ def test_descriptions_with_something_wrong(tmp_path, content, place, value, mess
 def test_tables_with_something_wrong(tmp_path, tables, value, message):
     data = changed(described(tables), "network.layers.0.tables", value)
     assert_refused(tmp_path, rewritten(tables, data), message)
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "message"),
+    [
+        (None, 1.0, "Standardize takes both mean and variance, or neither"),
+        ([0.0], [1.0], "layer 0: Standardize has statistics of 1 features; got 3"),
+        ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0], "number 1 of variance of Standardize must be at least 0 and finite"),
+        ([0.0, "0", 0.0], 1.0, "number 1 of mean of Standardize must be a number"),
+        ([0.0, True, 0.0], 1.0, "number 1 of mean of Standardize must be a number"),
+        ([0.0, None, 0.0], 1.0, "number 1 of mean of Standardize must be a number"),
+        ([[0.0, 0.0, 0.0]], 1.0, "mean of Standardize must be one number, or one for each feature"),
+        ([[0.0], 0.0], 1.0, "mean of Standardize must be|inhomogeneous"),
+        ({"0": 1.0}, 1.0, "mean of Standardize must be a number"),
+        ("000", 1.0, "mean of Standardize must be a number"),
+        ([], [], "mean of Standardize must be one number, or one for each feature"),
+        ([0.0] * 100_000, 1.0, "layer 0: Standardize has statistics of 100000 features; got 3"),
+    ],
+)
+def test_statistics_with_something_wrong(tmp_path, mean, variance, message):
+    model = filled(model_of([Standardize(0, 1), DENSE]))
+    model.save(tmp_path / "m")
+    content = (tmp_path / "m").read_bytes()
+    data = changed(described(content), "network.layers.0.mean", mean)
+    assert_refused(tmp_path, rewritten(content, changed(data, "network.layers.0.variance", variance)), message)
 
 
 def test_more_columns_than_can_be_looked_at(tmp_path, tables):

@@ -1,5 +1,6 @@
 """The sample engine: every pass against the batch engine, central differences and itself under other circumstances."""
 
+import copy
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ from engine_cases import (
 )
 
 import nbbp
-from nbbp.layers import Activation, Dense
+from nbbp.layers import Activation, Dense, Standardize
 from nbbp.losses import MSE, Crossentropy
 
 #: How close the two engines come, relative to the largest number of an array: they add in another order.
@@ -240,6 +241,57 @@ def test_gradient_against_central_differences():
         below = functions.loss_and_gradient(parameters, x, y, nothing)
         parameters[i] = kept
         np.testing.assert_allclose(gradient[i], (above - below) / (2 * h), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_in", [1, 3, 16, 37])
+def test_statistics_of_the_data_are_constants(n_in, dtype):
+    """Of two models of one network, each has its own; derivatives by x go through them."""
+    for seed in (1, 2):
+        random = np.random.default_rng(seed)
+        model = model_of([Standardize(), Dense(7, "tanh"), Dense(2)], n_in, MSE(), dtype, "adam")
+        model.adapt(random.normal(random.uniform(-50, 50, n_in), random.uniform(0.5, 3.0, n_in), (30, n_in)))
+        x = (model.state["0.mean"] + random.normal(size=n_in)).astype(dtype)
+        y = random.normal(size=2).astype(dtype)
+        functions, parameters, batch_y = model.as_njit(), model.parameter_vector, y[None]
+        out, gradient = np.full(2, np.nan, dtype), np.full(functions.n_parameters, np.nan, dtype)
+        functions.predict(parameters, x, out)
+        assert_close(out, model.predict(x[None])[0], dtype)
+        loss = functions.loss_and_gradient(parameters, x, y, gradient)
+        expected, gradients = model.loss_and_gradients(x[None], batch_y)
+        assert_close(loss, expected, dtype)
+        assert_close(gradient, flat(gradients), dtype)
+
+        jacobian, by_x, weight = np.empty((2, n_in), dtype), np.empty(n_in, dtype), np.array([0.5, -2.0], dtype)
+        functions.jacobian(parameters, x, jacobian)
+        inner = nbbp.Model(nbbp.Sequential(model.network.layers[1:], n_in), MSE(), dtype="float64").as_njit()
+        deviation = np.sqrt(model.state["0.variance"].astype("float64"))
+        inner_jacobian, standardized = np.empty((2, n_in)), (x.astype("float64") - model.state["0.mean"]) / deviation
+        inner.jacobian(parameters.astype("float64"), standardized, inner_jacobian)
+        assert_close(jacobian, inner_jacobian / deviation, dtype, times=3.0)
+        functions.input_gradient(parameters, x, weight, by_x)
+        assert_close(by_x, weight @ jacobian, dtype)
+        summed = np.zeros_like(gradient)
+        functions.backpropagate(parameters, x, out - y, summed, by_x)
+        assert_close(summed, gradient, dtype)
+
+        twin = copy.deepcopy(model)
+        slots = np.zeros(functions.n_slots, dtype)
+        for step in (1, 2, 3):
+            functions.train_step(parameters, slots, step, x, y)
+            twin.train_step(x[None], batch_y)
+        assert_close(parameters, twin.parameter_vector, dtype, times=30.0)
+
+
+def test_a_stream_of_data_that_are_standardized():
+    """By the batch engine, which compiles nothing for the statistics of one model."""
+    X = np.random.default_rng(0).normal(30.0, 4.0, (20, 3)).astype("float32")
+    models = [model_of([Standardize(), Dense(2)], 3, MSE(), "float32") for _ in range(2)]
+    for model in models:
+        model.adapt(X)
+    for x in X:
+        assert models[0].partial_fit(x, x[:2]) == models[1].train_step(x[None], x[None, :2])
+    np.testing.assert_array_equal(models[0].parameter_vector, models[1].parameter_vector)
 
 
 def test_padding_holds_no_trap():

@@ -7,6 +7,7 @@ changes the model.
 
 from nbbp.callbacks.base import Callback, Run
 from nbbp.callbacks.logs import CSVLogger, ProgressBar, TensorBoard
+from nbbp.callbacks.monitoring import GradientWarning, Monitor
 from nbbp.callbacks.rates import LearningRateScheduler
 from nbbp.callbacks.saving import ModelCheckpoint
 from nbbp.callbacks.stopping import EarlyStopping, TerminateOnNaN
@@ -15,8 +16,10 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "EarlyStopping",
+    "GradientWarning",
     "LearningRateScheduler",
     "ModelCheckpoint",
+    "Monitor",
     "ProgressBar",
     "Run",
     "TensorBoard",

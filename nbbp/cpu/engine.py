@@ -15,12 +15,15 @@ import numpy as np
 
 from nbbp import ops
 from nbbp.cpu import kernels
-from nbbp.cpu.run import run_alone, run_in_team
+from nbbp.cpu.run import run_alone, run_alone_monitored, run_in_team
 from nbbp.cpu.team import LINE
 from nbbp.cpu.trial import check_bounds
 
 #: Bytes: a cache line, and the widest vector register.
 _ALIGNMENT = 64
+
+#: Of a program whose steps are not monitored: no tiles, and a step that no run has.
+_NO_TILES, _NO_PHASES, _NEVER = np.zeros((0, ops.N_TILE_COLUMNS), np.int64), np.zeros(1, np.int64), 1 << 62
 
 _n_threads: int | None = None
 _pool: tuple[int, ThreadPoolExecutor] | None = None
@@ -110,6 +113,8 @@ class BoundProgram:
         self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
         self.watchers = watchers
         self.tiles, self.phases = program.tiles, program.phases
+        self.due_tiles, self.due_phases = program.monitored or (_NO_TILES, _NO_PHASES)
+        self._due = _NEVER, 1
         with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
             self.settings = np.array(program.settings, self.dtype)
         self._buffers = dict(buffers)
@@ -136,7 +141,7 @@ class BoundProgram:
         for row, op in enumerate(self.program.ops):
             self.table[row, ops.KERNEL] = kernels.compiled(op.kernel, self.dtype.name, op.variant).address
             if isinstance(op.variant, ops.UserFunction):
-                check_bounds(op.variant, op.kernel == "custom_forward", self.dtype, op.columns)
+                check_bounds(op.variant, op.kernel, self.dtype, op.columns)
             self.table[row, ops.BATCH] = self.program.batch
             for column, value in op.columns.items():
                 if isinstance(value, (int, np.integer)):
@@ -174,6 +179,11 @@ class BoundProgram:
         """Let the next run's steps be these, for the layers' random numbers."""
         self.table[:, ops.FIRST_STEP] = first_step
 
+    def monitor(self, due: int, period: int) -> None:
+        """Let the step `due` of the next run, counted from 0, and every `period`-th after it be monitored."""
+        self._due = due, period
+        self.table[:, ops.PERIOD] = period
+
     def n_threads(self) -> int:
         """Threads that a run takes: as many as are set, if the steps are worth it and every one can have a tile."""
         if not self.program.is_shared:
@@ -190,22 +200,25 @@ class BoundProgram:
 
     def _run(self, n_samples: int) -> None:
         self.table[:, ops.N_SAMPLES] = n_samples
+        plans = self.table, self.tiles, self.phases, self.due_tiles, self.due_phases, *self._due
         if self.watchers:
-            plans = self.table, self.tiles, self.phases
             self.watchers[0].run(self.program, plans, n_samples, self.scratch.ctypes.data)
             return
         batch = self.program.batch
         n_threads = self.n_threads()
         if n_threads == 1:
             address = self.scratch.ctypes.data
-            run_alone(self.table, self.tiles, self.phases, n_samples, batch, address)
+            if self.program.monitored is None:
+                run_alone(self.table, self.tiles, self.phases, n_samples, batch, address)
+            else:
+                run_alone_monitored(*plans, n_samples, batch, address)
             return
         while len(self._team_scratch) < n_threads - 1:
             self._team_scratch.append(aligned(self.program.scratch, self.dtype))
         counters = aligned((1 + n_threads) * LINE, np.int64)
         scratches = [self.scratch, *self._team_scratch[: n_threads - 1]]
         members = [
-            (self.table, self.tiles, self.phases, n_samples, batch, scratch.ctypes.data, counters, thread, n_threads)
+            (*plans, n_samples, batch, scratch.ctypes.data, counters, thread, n_threads)
             for thread, scratch in enumerate(scratches)
         ]
         pool = _threads_beside(n_threads - 1)
@@ -221,5 +234,6 @@ class BoundProgram:
     @staticmethod
     def compile_team() -> None:
         """Compile (or load from the cache) what a team of threads runs, on nothing."""
-        nothing = np.zeros((0, ops.N_COLUMNS), np.int64), np.zeros((0, ops.N_TILE_COLUMNS), np.int64)
-        run_in_team(*nothing, np.zeros(1, np.int64), 0, 1, 0, aligned(3 * LINE, np.int64), 0, 2)
+        table = np.zeros((0, ops.N_COLUMNS), np.int64)
+        nothing = _NO_TILES, _NO_PHASES
+        run_in_team(table, *nothing, *nothing, _NEVER, 1, 0, 1, 0, aligned(3 * LINE, np.int64), 0, 2)

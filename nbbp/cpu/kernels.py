@@ -40,6 +40,8 @@ _MODULES = (
     "dropout",
     "noise",
     "embedding",
+    "monitoring",
+    "augmentation",
 )
 
 _factories: dict[str, tuple[Callable, tuple[int, ...], tuple[int, ...]]] = {}

@@ -7,6 +7,7 @@ from nbbp.layers.dense import Dense
 from nbbp.layers.embedding import Embedding
 from nbbp.layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from nbbp.layers.regularization import Dropout, GaussianNoise, StochasticDepth
+from nbbp.layers.standardization import Standardize
 from nbbp.layers.structure import Concat, Flatten, Reshape, Residual
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "RMSNorm",
     "Reshape",
     "Residual",
+    "Standardize",
     "StochasticDepth",
     "positive_integer",
     "unknown_name",

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nbbp.layers.base import Layer, unknown_name
-from nbbp.scalars.activations import ACTIVATIONS, Formula
+from nbbp.scalars.activations import ACTIVATIONS, LIMITS, Formula
 
 __all__ = ["Activation"]
 
@@ -90,6 +90,12 @@ class Activation(Layer):
     def row_wise(self) -> bool:
         """Whether an output depends on the whole row (softmax, log_softmax) and not on one number."""
         return self.formula.row_wise
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The values near which it saturates: low, high; infinite where it does not."""
+        low, high = LIMITS.get(self.formula.name, (-math.inf, math.inf))
+        return (low * self.parameter, high) if self.formula.parameter and low > -math.inf else (low, high)
 
     @property
     def activation(self) -> Activation:

@@ -104,8 +104,8 @@ class Custom(Layer):
         if isinstance(parameter_shapes, tuple):
             _check_initialized(given, dict(parameter_shapes))
         fields = {
-            "forward": _jitted(forward, "forward", _FORWARD),
-            "backward": _jitted(backward, "backward", _BACKWARD),
+            "forward": jitted(forward, "forward of Custom", _FORWARD),
+            "backward": jitted(backward, "backward of Custom", _BACKWARD),
             "n_out": None if n_out is None else positive_integer("n_out of Custom", n_out),
             "shapes": parameter_shapes,
             "initializers": tuple((key, initializers.get(value)) for key, value in given.items()),
@@ -143,20 +143,27 @@ class Custom(Layer):
         return dict(self.initializers).get(kind) or initializers.get(default)
 
 
-def _jitted(function: Any, what: str, arguments: tuple[str, ...]) -> Dispatcher:
+def jitted(function: Any, what: str, arguments: tuple[str, ...]) -> Dispatcher:
+    """A function of the user's own that can be called with these arguments, compiled if it is not yet.
+
+    Raises
+    ------
+    TypeError
+        If it is no such function; the message calls it `what`.
+    """
     if not callable(function):
         expected = f"a function of {', '.join(arguments)}"
-        raise TypeError(f"{what} of Custom must be {expected}; got {function!r} ({type(function).__name__})")
+        raise TypeError(f"{what} must be {expected}; got {function!r} ({type(function).__name__})")
     if not isinstance(function, Dispatcher):
         if not inspect.isfunction(function):
             came = f"{function!r} ({type(function).__name__})"
-            raise TypeError(f"{what} of Custom must be an @njit function or a plain Python one; got {came}")
+            raise TypeError(f"{what} must be an @njit function or a plain Python one; got {came}")
         function = njit(error_model="numpy")(function)
     try:
         inspect.signature(function.py_func).bind(*arguments)
     except TypeError:
         signature = inspect.signature(function.py_func)
-        called = f"{what} of Custom is called with {', '.join(arguments)}"
+        called = f"{what} is called with {', '.join(arguments)}"
         raise TypeError(f"{called}; {function.py_func.__name__} takes {signature}") from None
     return function
 

@@ -22,6 +22,8 @@ MOST_COLUMNS = 1 << 16
 class Embedding(Layer):
     """Rows of tables in place of category numbers: the first layer of networks for integer columns.
 
+    Only `Flatten` and `Reshape` may come before it.
+
     ``Embedding(100, 8)``: every column of X holds a category 0 … 99; each becomes the 8 numbers of its row in one
     table, ``"0.weight"`` (100, 8). ``Embedding({0: 12, 3: 7}, 4)``: columns 0 and 3 hold categories, each with a table
     of its own, ``"0.weight_0"`` (12, 4) and ``"0.weight_3"`` (7, 4); the other columns pass. The output has the columns

@@ -16,9 +16,13 @@ from typing import Any
 
 from nbbp.layers import Activation
 from nbbp.losses import Loss
+from nbbp.lowering.monitoring import Unmonitored
 from nbbp.network import Sequential
 from nbbp.nodes import Node, Parameter, walk
 from nbbp.program import PADDING, Place, Program, Values
+
+#: Workspace buffers of targets and weights that an augmentation made, and the caller's number of each row in there.
+MIXED_TARGETS, MIXED_WEIGHTS, PLACE_IN_BATCH = "mixed targets", "mixed weights", "place in batch"
 
 _LOWERED: dict[type, Callable] = {}
 
@@ -143,11 +147,17 @@ class Lowering:
         Does it. Called when the gradient has come back, or between parts of the network if memory is to be used again.
     flush_layer : callable
         Does as much of it as can be done within a part, for who wants memory back sooner.
+    augment : callable
+        ``augment(x) -> x``: adds the ops that change the rows of a batch before the network sees them, if any.
+    mixes_targets : bool
+        Whether they have made targets and weights too.
     is_scaled : bool
         Whether the gradient comes back multiplied by a loss scale.
+    monitoring : Unmonitored
+        What adds the ops that look on.
     """
 
-    is_scaled = False
+    mixes_targets = is_scaled = False
 
     def __init__(
         self,
@@ -163,6 +173,7 @@ class Lowering:
         self.program = Program(batch)
         self.keeps_state, self.is_mean = keeps_state, is_mean
         self.pending: list[WeightGradient | OwnGradient] = []
+        self.augment: Callable[[Values], Values] = lambda x: x
         self.flush: Callable[[], None] = self.pending.clear
         self.flush_layer: Callable[[], None] = self.pending.clear
         self.offsets = {parameter.name: parameter.offset for parameter in network.parameters}
@@ -172,6 +183,7 @@ class Lowering:
         self.part: Sequence[Parameter] = network.parameters
         self.by_parts, self.gradient_stride = False, padded(network.n_parameters)
         self.state_offsets = {state.name: state.offset for state in network.states}
+        self.monitoring = Unmonitored()
 
     @property
     def trains(self) -> bool:
@@ -188,7 +200,7 @@ class Lowering:
             "gather",
             x=Place("X"), x_stride=n_in, y=Place(x.buffer), y_stride=x.stride, order=Place("order"), n_out=n_in,
         )  # fmt: skip
-        return x
+        return self.augment(x)
 
     def layer(self, node: Node, x: Values) -> tuple[Values, Step]:
         """The ops of one layer; its output, or its logits if its activation is left to the loss, and its step."""
@@ -203,6 +215,7 @@ class Lowering:
                 x, step = self.layer(node, x)
             steps.append(step)
             self.program.outputs[node.path] = x
+            self.monitoring.output(node, x, node.path != self.logits_of)
         return x, steps
 
     def output(self, node: Node, x: Values) -> Values:
@@ -223,7 +236,9 @@ class Lowering:
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
         for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
-            with self.program.labelled(layer=steps[number].node.path):
+            node = steps[number].node
+            self.monitoring.gradient(node, d_y)
+            with self.program.labelled(layer=node.path):
                 d_y = steps[number].backward(d_y, wants)
         return d_y
 

@@ -8,7 +8,15 @@ from nbbp import metrics as metric_codes
 from nbbp import tiling
 from nbbp.layers import Activation
 from nbbp.losses import Loss
-from nbbp.lowering.base import Lowering, in_phase, last_activation, takes_logits
+from nbbp.lowering.base import (
+    MIXED_TARGETS,
+    MIXED_WEIGHTS,
+    PLACE_IN_BATCH,
+    Lowering,
+    in_phase,
+    last_activation,
+    takes_logits,
+)
 from nbbp.lowering.dense import activation_op
 from nbbp.metrics import Metric
 from nbbp.program import Place, Values
@@ -25,15 +33,18 @@ def loss_op(lowering: Lowering, loss: Loss, x: Values, target_is_labels: bool, w
         kernel = "crossentropy"  # nll behind log_softmax is crossentropy of what came in
     program.add(
         kernel, 0 if loss.row_wise else loss.formula.code,
-        x=Place(x.buffer), x_stride=x.stride, n_out=x.width, **columns, **_target(x, target_is_labels),
-        sample_weight=Place("sample weight"), row_values=Place("loss values"),
+        x=Place(x.buffer), x_stride=x.stride, n_out=x.width, **columns, **_target(lowering, x, target_is_labels),
+        sample_weight=Place(MIXED_WEIGHTS if lowering.mixes_targets else "sample weight"),
+        row_values=Place("loss values"),
         settings=program.setting(loss.parameter, loss.scale, float(loss.reduction == "mean")),
     )  # fmt: skip
     program.scratch = max(program.scratch, 2 * tiling.LOSS_ROWS)
     return d_x
 
 
-def _target(x: Values, is_labels: bool) -> dict[str, int | Place]:
+def _target(lowering: Lowering, x: Values, is_labels: bool) -> dict[str, int | Place]:
+    if lowering.mixes_targets:
+        return {"target": Place(MIXED_TARGETS), "target_stride": x.width, "order": Place(PLACE_IN_BATCH)}
     return {
         "target": Place("target"),
         "target_stride": 0 if is_labels else x.width,
@@ -64,7 +75,7 @@ def metric_ops(lowering: Lowering, metrics: Sequence[Metric], loss: Loss, x: Val
             source = output = output or final_activation(lowering, last_activation(lowering.network), x)
         program.add(
             "metric", code, x=Place(source.buffer), x_stride=source.stride, n_out=n_out,
-            **_target(x, target_is_labels), row_values=Place(f"metric values {number}"),
+            **_target(lowering, x, target_is_labels), row_values=Place(f"metric values {number}"),
             settings=program.setting(parameter),
         )  # fmt: skip
 

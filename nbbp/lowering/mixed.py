@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbbp import ops, tiling
-from nbbp.layers import Custom, Dense, Embedding
+from nbbp.layers import Custom, Dense, Embedding, Standardize
 from nbbp.lowering.base import Lowering, Step, in_phase, padded, way_back
 from nbbp.lowering.parameters import LOSS_SCALE
 from nbbp.nodes import Node, walk
@@ -127,6 +127,10 @@ class MixedProgram(Program):
             if keeps:
                 self._narrowed[name] = row
 
+    def leave(self, values: Values) -> None:
+        """Let a matrix not be rounded while it holds what it holds now, whatever passes it on."""
+        self._changed.discard(values.buffer)
+
     def rest(self, matrices: Iterable[Values] | None = None, *, keep: Values) -> None:
         """Let these matrices, or all, be given up if they can be brought back; but not `keep`."""
         names = list(self._resident) if matrices is None else dict.fromkeys(values.buffer for values in matrices)
@@ -181,7 +185,10 @@ class MixedLowering(Lowering):
                 with program.labelled(layer=node.path):
                     program.add("round_parameters", program.code, x=self._masters(node), y=rounded, n_out=size)
         x = super().gather()
-        if not any(isinstance(node.layer, Embedding) for node in nodes):  # category numbers stay as they are
+        # category numbers stay as they are, and what is standardized may be beyond 16 bits
+        if any(isinstance(node.layer, (Embedding, Standardize)) for node in nodes):
+            program.leave(x)
+        else:
             program.round(x, keeps=True)
         return x
 
@@ -204,6 +211,7 @@ class MixedLowering(Lowering):
                 x, step = self.layer(node, came)
                 taken = self._taken[node.path] = program.taken[first:]
                 program.round(*taken, x, keeps=True)
+            self.monitoring.output(node, x, node.path != self.logits_of)
             if self.trains:
                 program.rest([came, *taken], keep=x)
             else:
@@ -222,6 +230,7 @@ class MixedLowering(Lowering):
         for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
             node = steps[number].node
             first, came = len(program.taken), self._came[node.path]
+            self.monitoring.gradient(node, d_y)
             with program.labelled(layer=node.path):
                 if isinstance(node.layer, Dense) and node.trainable:
                     program.fetch(came)  # before the layer's other ops, so that one phase brings back all it needs

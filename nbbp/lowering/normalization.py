@@ -1,8 +1,8 @@
-"""Lowering of BatchNorm, LayerNorm and RMSNorm."""
+"""Lowering of BatchNorm, LayerNorm, RMSNorm and Standardize."""
 
 from __future__ import annotations
 
-from nbbp.layers import BatchNorm, LayerNorm, RMSNorm
+from nbbp.layers import BatchNorm, LayerNorm, RMSNorm, Standardize
 from nbbp.lowering.base import Lowering, Step, lowers, operands, padded
 from nbbp.nodes import Node
 from nbbp.program import Place, Values
@@ -16,16 +16,7 @@ def batch_norm(lowering: Lowering, node: Node, x: Values, ends: bool) -> tuple[V
     settings = program.setting(layer.eps, layer.momentum)
     parameters = lowering.own_parameters(node)
     if not lowering.trains or not node.trainable:
-        y = lowering.output(node, x)
-        columns = {"state": state, "settings": settings, **parameters}
-        program.add("batch_norm_inference", **columns, **operands(x, y))
-
-        def backward_frozen(d_y: Values, wants_d_x: bool) -> Values:
-            if wants_d_x:
-                program.add("batch_norm_inference_backward", **columns, **operands(d_y, d_y))
-            return d_y
-
-        return y, Step(node, backward_frozen, "overwrites")
+        return _by_state(lowering, node, x, {"state": state, "settings": settings, **parameters})
     y = program.matrix(f"layer {node.path}", x.width, with_one=True)
     statistics = f"statistics {node.path}"
     program.buffers[statistics] = padded(2 * x.width)
@@ -39,6 +30,27 @@ def batch_norm(lowering: Lowering, node: Node, x: Values, ends: bool) -> tuple[V
         return d_y
 
     return lowering.free(y), Step(node, backward, "overwrites")
+
+
+@lowers(Standardize)
+def standardize(lowering: Lowering, node: Node, x: Values, ends: bool) -> tuple[Values, Step]:
+    """``(x - mean) / sqrt(variance)``: the inference of a batch norm that adds nothing to the variance."""
+    state = Place("state", lowering.state_offsets[f"{node.path}.mean"])
+    columns = {"state": state, "settings": lowering.program.setting(0.0), **lowering.own_parameters(node)}
+    return _by_state(lowering, node, x, columns)
+
+
+def _by_state(lowering: Lowering, node: Node, x: Values, columns: dict[str, int | Place]) -> tuple[Values, Step]:
+    """Ops that normalize by statistics which do not depend on x; on the way back there is one only if d_x is wanted."""
+    y = lowering.output(node, x)
+    lowering.program.add("batch_norm_inference", **columns, **operands(x, y))
+
+    def backward(d_y: Values, wants_d_x: bool) -> Values:
+        if wants_d_x:
+            lowering.program.add("batch_norm_inference_backward", **columns, **operands(d_y, d_y))
+        return d_y
+
+    return y, Step(node, backward, "overwrites")
 
 
 @lowers(LayerNorm)

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from nbbp.compiling import jit
-from nbbp.layers import Activation, Dense
+from nbbp.layers import Activation, Dense, Standardize
 from nbbp.losses import Loss
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
 from nbbp.sample import intrinsics, plan
 from nbbp.sample.network import ROW_WISE
+from nbbp.sample.standardization import named_statistics
+from nbbp.standardization import check_known
 
 __all__ = ["SampleFunctions", "why_no_training"]
 
@@ -158,7 +160,7 @@ class SampleFunctions:
     Arrays are one-dimensional; parameters, slots, gradients and results are C-contiguous (``float32[::1]`` in a
     signature of yours) and of the model's dtype; x and y may be strided, of float32, float64, integers or bools.
     Lengths are checked and NaN is not: what comes in goes through. Results may be written over what was read: x and out
-    may be the same array.
+    may be the same array. Mean and variance of a `Standardize` are constants: what they are when this is made.
 
     Attributes
     ----------
@@ -198,11 +200,15 @@ class SampleFunctions:
     ...         advance(state, action)
     """
 
-    def __init__(self, network: Sequential, loss: Loss, optimizer: Optimizer, dtype: np.dtype) -> None:
+    def __init__(
+        self, network: Sequential, loss: Loss, optimizer: Optimizer, dtype: np.dtype, state: np.ndarray
+    ) -> None:
         reason = self.why_not(network)
         if reason is not None:
             raise ValueError(f"{reason}: train and predict with the model itself")
-        structure, trained = plan.structure(network), plan.structure(network, loss)
+        check_known(network, state)
+        statistics = named_statistics(network, state)
+        structure, trained = plan.structure(network, statistics), plan.structure(network, statistics, loss)
         numbers, like = plan.numbers(network), np.dtype(dtype).type(0)
         self.dtype = np.dtype(dtype)
         self.n_in, self.n_out = plan.ends(structure)
@@ -240,8 +246,11 @@ class SampleFunctions:
     def why_not(network: Sequential) -> str | None:
         """What the sample engine cannot do of this network; None where it can do it all."""
         for index, layer in enumerate(network.layers):
-            if not isinstance(layer, (Activation, Dense)):
-                return f"as_njit takes dense layers and activations; layer {index} is {type(layer).__name__}"
+            if not isinstance(layer, (Activation, Dense, Standardize)):
+                return (
+                    "as_njit takes dense layers and activations, and Standardize in front of them; "
+                    f"layer {index} is {type(layer).__name__}"
+                )
         on_stack = plan.most_on_stack(plan.structure(network))
         if on_stack > _MOST_ON_STACK:
             return (

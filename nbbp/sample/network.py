@@ -15,6 +15,7 @@ from nbbp.sample import formulas
 from nbbp.sample.dense import dense_forward, dense_input_gradient
 from nbbp.sample.emit import Emitter
 from nbbp.sample.plan import CROSSENTROPY, LINEAR, Stage, n_parameters, stages
+from nbbp.sample.standardization import standardize, standardize_backward
 from nbbp.scalars.activations import ACTIVATIONS
 from nbbp.scalars.custom import derivative_of
 from nbbp.scalars.losses import LOSSES
@@ -84,6 +85,10 @@ class Network:
     def _activation(self, stage: Stage, x: ir.Value, may_overwrite: bool, keeps: bool) -> ir.Value:
         """Its output: in place, unless what came in is wanted later."""
         emit, n = self.emit, stage.n_out
+        if stage.standardizes:
+            y = emit.buffer(n)
+            standardize(emit, stage.code, y, x, n)
+            return y
         if stage.code == LINEAR:
             return x
         y = x
@@ -123,6 +128,9 @@ class Network:
 
     def _activation_backward(self, stage: Stage, kept: Kept, d: ir.Value) -> None:
         emit, n = self.emit, stage.n_out
+        if stage.standardizes:
+            standardize_backward(emit, stage.code, d, n)
+            return
         if stage.code == LINEAR:
             return
         name = _row_wise(stage)

@@ -5,7 +5,8 @@ own to Numba, so whatever is in it is known while machine code is written. Numbe
 second tuple, as constants in that code.
 
 Legend: a stage is a layer of the network, ``(n_out, kind, code)`` in the tuple: kind is `NO_PARAMETERS` for an
-activation alone, `WEIGHT` or `WEIGHT_AND_BIAS` for a dense layer; code is what `activation_value` takes.
+activation alone, `WEIGHT` or `WEIGHT_AND_BIAS` for a dense layer, and code is what `activation_value` takes; of a
+`STANDARDIZES` code is the name of its statistics (nbbp/sample/standardization.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nbbp.layers import Activation, Dense
+from nbbp.layers import Activation, Dense, Standardize
 from nbbp.losses import Loss
 from nbbp.lowering.base import padded, takes_logits
 from nbbp.network import Sequential
@@ -21,7 +22,7 @@ from nbbp.optimizers import Optimizer
 from nbbp.scalars.activations import ACTIVATIONS
 from nbbp.scalars.losses import LOSSES
 
-NO_PARAMETERS, WEIGHT, WEIGHT_AND_BIAS = range(3)
+NO_PARAMETERS, WEIGHT, WEIGHT_AND_BIAS, STANDARDIZES = range(4)
 LINEAR = ACTIVATIONS["linear"].code
 CROSSENTROPY = LOSSES["crossentropy"].code
 _ENTRIES_PER_STAGE = 3
@@ -39,7 +40,7 @@ class Stage:
     weight, bias : int or None
         Where its parameters begin in the flat buffer; None where it has none.
     code : int or str
-        Its activation.
+        Its activation, or the name of the statistics that it standardizes by.
     place : int
         Its position, and that of its activation's parameter among the numbers.
     """
@@ -50,15 +51,21 @@ class Stage:
     bias: int | None
     code: int | str
     place: int
+    standardizes: bool
 
 
-def structure(network: Sequential, loss: Loss | None = None) -> tuple[int | str, ...]:
-    """``(n_in, n_out, kind, code, n_out, kind, code, …)``; with a `loss`, less a last activation that it takes in."""
+def structure(network: Sequential, statistics: str = "", loss: Loss | None = None) -> tuple[int | str, ...]:
+    """``(n_in, n_out, kind, code, n_out, kind, code, …)``; with a `loss`, less a last activation that it takes in.
+
+    `statistics` names those of a `Standardize`.
+    """
     entries: list[int | str] = [network.n_in]
     for layer in network.layers:
         if isinstance(layer, Dense):
             kind = WEIGHT_AND_BIAS if layer.use_bias else WEIGHT
             entries += [layer.n_out, kind, layer.activation.formula.code]
+        elif isinstance(layer, Standardize):
+            entries += [network.n_in, STANDARDIZES, statistics]
         else:
             entries += [entries[-3] if len(entries) > 1 else network.n_in, NO_PARAMETERS, layer.formula.code]
     if loss is not None and takes_logits(network, loss):
@@ -72,11 +79,11 @@ def stages(entries: Sequence[int | str]) -> list[Stage]:
     for place in range((len(entries) - 1) // _ENTRIES_PER_STAGE):
         start = 1 + place * _ENTRIES_PER_STAGE
         n_out, kind, code = entries[start : start + _ENTRIES_PER_STAGE]
-        weight = offset if kind != NO_PARAMETERS else None
-        offset += n_in * n_out if kind != NO_PARAMETERS else 0
+        weight = offset if kind in (WEIGHT, WEIGHT_AND_BIAS) else None
+        offset += 0 if weight is None else n_in * n_out
         bias = offset if kind == WEIGHT_AND_BIAS else None
         offset += n_out if kind == WEIGHT_AND_BIAS else 0
-        found.append(Stage(n_in, n_out, weight, bias, code, place))
+        found.append(Stage(n_in, n_out, weight, bias, code, place, kind == STANDARDIZES))
         n_in = n_out
     return found
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from nbbp.scalars.dispatch import by_code
 from nbbp.scalars.functions import erf, exp, expm1, sigmoid, softplus, tanh
 
-__all__ = ["ACTIVATIONS", "Formula", "activation_derivative", "activation_value"]
+__all__ = ["ACTIVATIONS", "LIMITS", "Formula", "activation_derivative", "activation_value"]
 
 
 @dataclass(frozen=True)
@@ -290,6 +290,18 @@ _ENTRIES = (
 
 ACTIVATIONS: dict[str, Formula] = {name: Formula(name, code, *rest) for code, (name, *rest) in enumerate(_ENTRIES)}
 """Every activation by name, in the order of their codes."""
+
+LIMITS: dict[str, tuple[float, float]] = {
+    "relu": (0.0, math.inf),
+    "elu": (-1.0, math.inf),
+    "selu": (-SELU_SCALE * SELU_ALPHA, math.inf),
+    "sigmoid": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "hard_tanh": (-1.0, 1.0),
+    "hard_sigmoid": (0.0, 1.0),
+    "softsign": (-1.0, 1.0),
+}
+"""Between which values an activation lies that is flat near them, and only there; elu's are multiples of alpha."""
 
 
 @by_code([entry.value for entry in ACTIVATIONS.values()], custom=0)

@@ -30,6 +30,8 @@ STREAM_DEPTH = 3
 STREAM_NOISE = 4
 #: Fourth counter word of noise that is added to gradients.
 STREAM_GRADIENT_NOISE = 5
+#: First of the fourth counter words of augmentations; scalars/sampling.py says which have the others.
+STREAM_AUGMENTATION = 16
 
 #: Largest length `permutation` accepts: one 32-bit word chooses each position.
 MAX_PERMUTATION = 2**32
