@@ -136,7 +136,8 @@ def draw(results: dict, path: Path) -> None:
     measured = results["measured"]
     n_rows = max(len(row["rows"]) + len(row["inference"]) for row in measured.values())
     height = 1.4 + len(measured) * (1.0 + 0.19 * n_rows)
-    with question.picture(path, 13.0, height, "Training and inference beside other libraries: their time over nbbp's") as figure:
+    title = "Training and inference beside other libraries: their time over nbbp's"
+    with question.picture(path, 13.0, height, title) as figure:
         all_axes = figure.subplots(len(measured), 2, squeeze=False)
         handles: dict[str, object] = {}
         for (n_threads, row), (left, right) in zip(measured.items(), all_axes, strict=True):
