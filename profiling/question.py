@@ -85,7 +85,7 @@ def time_in_turn(
     Parameters
     ----------
     runs : mapping of name to callable
-        Functions that have been called before: what a first call compiles is not looked at.
+        Each is called once beforehand, which may compile.
     seconds : float
         Of all turns together.
     least_turns : int
@@ -122,6 +122,7 @@ def _seconds_of(run: Callable[[], object], n_calls: int) -> float:
 
 def _calls_within(run: Callable[[], object], seconds: float) -> int:
     """Calls that take about so long, at least one."""
+    run()
     n = 1
     while (elapsed := _seconds_of(run, n)) < 0.5 * seconds:
         n = max(2 * n, min(100 * n, int(0.8 * n * seconds / max(elapsed, 1e-9))))

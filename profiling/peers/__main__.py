@@ -136,7 +136,8 @@ def draw(results: dict, path: Path) -> None:
     measured = results["measured"]
     n_rows = max(len(row["rows"]) + len(row["inference"]) for row in measured.values())
     height = 1.4 + len(measured) * (1.0 + 0.19 * n_rows)
-    with question.picture(path, 13.0, height, "Training and inference: times nbbp's") as figure:
+    title = "Training and inference beside other libraries: their time over nbbp's"
+    with question.picture(path, 13.0, height, title) as figure:
         all_axes = figure.subplots(len(measured), 2, squeeze=False)
         handles: dict[str, object] = {}
         for (n_threads, row), (left, right) in zip(measured.items(), all_axes, strict=True):
@@ -165,7 +166,7 @@ def _draw_ratios(axes, rows: dict, title: str) -> dict[str, object]:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_title(title)
     return handles
 
