@@ -101,10 +101,10 @@ class Program:
         What the outermost layers give, by path.
     taken : list of Values
         Every matrix that was asked for, in this order.
-    task : str
-        What it is for: "training", "gradients", "evaluation" or "prediction".
     monitored : (tiles, phases) or None
         Of the steps that are monitored, where there are such.
+    task : str
+        What it is for: "training", "gradients", "evaluation" or "prediction".
     """
 
     batch: int
@@ -118,8 +118,8 @@ class Program:
     is_shared: bool = True
     outputs: dict[str, Values] = field(default_factory=dict)
     taken: list[Values] = field(default_factory=list)
-    task: str = "prediction"
     monitored: tuple[np.ndarray, np.ndarray] | None = None
+    task: str = "prediction"
     _phase: str = "forward"
     _layer: str = ""
     _released: dict[tuple, list[str]] = field(default_factory=dict)
@@ -174,17 +174,6 @@ class Program:
         self.ops.append(Op(kernel, variant, numbered, self._phase, self._layer))
         return len(self.ops) - 1
 
-    @contextmanager
-    def labelled(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
-        """Ops that are added within belong to this phase and this layer; None for those of the block around it."""
-        around = self._phase, self._layer
-        self._phase = around[0] if phase is None else phase
-        self._layer = around[1] if layer is None else layer
-        try:
-            yield
-        finally:
-            self._phase, self._layer = around
-
     def monitor_by(self, other: "Program") -> None:
         """Let monitored steps be those of another program, which computes the same and looks on.
 
@@ -203,3 +192,14 @@ class Program:
             raise AssertionError("a monitored step must use the memory of an ordinary one as that does")
         self.buffers, self.scratch = dict(other.buffers), max(self.scratch, other.scratch)
         self.monitored = other.tiles + np.array([n_ops, n_ops, 0, 0, 0, 0]), other.phases
+
+    @contextmanager
+    def labelled(self, phase: str | None = None, layer: str | None = None) -> Iterator[None]:
+        """Ops that are added within belong to this phase and this layer; None for those of the block around it."""
+        around = self._phase, self._layer
+        self._phase = around[0] if phase is None else phase
+        self._layer = around[1] if layer is None else layer
+        try:
+            yield
+        finally:
+            self._phase, self._layer = around

@@ -364,7 +364,7 @@ def _goes_with(program: Program, kind: str, first: int, row: int) -> bool:
     if not (rounds or op.kernel.startswith("activation")) or _width(program, first) != _width(program, row):
         return False
     written = op.columns[ops.X if rounds else ops.Y].buffer
-    read = [columns.get(column) for column in (ops.X, ops.W)]
+    read = [columns.get(column) for column in (ops.X, ops.W, ops.KEPT)]
     return all(not isinstance(place, Place) or place.buffer != written for place in read)
 
 

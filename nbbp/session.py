@@ -126,8 +126,7 @@ class Session:
         self._bound: OrderedDict[tuple, BoundProgram] = OrderedDict()
         self.coefficients = StepCoefficients(network, optimizer)
         self.monitor: Monitor | None = None
-        self.lock, self.watchers = threading.RLock(), []
-        self.steps_ahead = 0
+        self.lock, self.watchers, self.steps_ahead = threading.RLock(), [], 0
         self._making = threading.Lock()
         self.find_short_ways()
 

@@ -34,10 +34,12 @@ _PACKED_COLUMNS = 256
 
 #: Rows of a tile in prediction and evaluation.
 FORWARD_ROWS = 32
-#: Rows that a loss takes at a time (as in cpu/crossentropy.py).
-LOSS_ROWS = 64
+#: Numbers that a loss takes of scratch (see cpu/crossentropy.py).
+LOSS_SCRATCH = 7 * 64
 #: Numbers of a tile of an update, or of a weight whose gradient is computed and applied at once.
 PARAMETERS = 1 << 13
+#: Outputs of a layer up to which its weight gradient takes scratch (see cpu/narrow.py).
+FEW_OUTPUTS = 4
 #: Columns of a tile of a wide product: the widest panel of cpu/tile.py.
 PANEL = 64
 #: Panels of a wide weight: enough for as many threads, each wide enough to read memory in long runs.

@@ -111,7 +111,7 @@ def loss(layer: Layer, how: str) -> BoundProgram:
     """Crossentropy of y as logits, and its gradient."""
     program, n_out = Program(layer.batch), layer.n_out
     x, d_x = program.matrix("d_y", n_out), program.matrix("d_x", n_out)
-    program.scratch = 2 * tiling.LOSS_ROWS
+    program.scratch = tiling.LOSS_SCRATCH
     targets = {"target": Place("target"), "target_is_labels": 1, "row_values": Place("loss values")}
     settings = program.setting(0.0, 1.0, 1.0)  # no smoothing, not scaled, the mean
     if how == FUSED:

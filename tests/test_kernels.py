@@ -5,6 +5,7 @@ import pytest
 from kernel_calls import EPS, Guarded, run_kernel
 from numba import njit
 
+from nbbp import tiling
 from nbbp.cpu import gemm, simd, tile
 
 DTYPES = ("float32", "float64")
@@ -151,6 +152,55 @@ def test_product_op_cut_by_rows_and_columns(dtype):
         expected = x[rows].T.astype("float64") @ d[rows]
         found = partials.values[block, : 20 * 90].reshape(20, 90)
         np.testing.assert_allclose(found, expected, rtol=0.0, atol=400 * EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_out", [1, 2, 4, 5])
+@pytest.mark.parametrize("n_in", SIZES)
+def test_weight_gradient_of_few_outputs(n_in, n_out, dtype):
+    """In blocks of rows and of its own rows, with gaps in what comes in."""
+    rng = np.random.default_rng(n_in)
+    x = Guarded(np.pad(rng.uniform(-1, 1, (33, n_in)), ((0, 0), (0, 3)), constant_values=np.nan), dtype)
+    d = Guarded(np.pad(rng.uniform(-1, 1, (33, n_out)), ((0, 0), (0, 5)), constant_values=np.nan), dtype)
+    partials = Guarded(np.full((3, n_in * n_out + 7), np.nan), dtype)
+    scratch = Guarded(np.zeros(tiling.FEW_OUTPUTS * tiling.PANEL), dtype)
+    middle = n_in // 2
+    for rows in ((0, 16), (16, 32), (32, 33)):
+        for columns in ((0, middle), (middle, n_in)) if middle else ((0, n_in),):
+            run_kernel(
+                "product", dtype, rows, columns=columns, scratch=scratch, x=x, x_stride=n_in + 3, w=d,
+                w_stride=n_out + 5, y=partials, y_stride=n_out, n_in=n_in, n_out=n_out, contracts_rows=1, batch=33,
+                settings=np.array([-np.inf], dtype), slot_rows=16, slot_stride=n_in * n_out + 7,
+            )  # fmt: skip
+    for guarded in (x, d, partials, scratch):
+        guarded.assert_guards()
+    partials.assert_untouched((slice(None), slice(n_in * n_out, None)))
+    for block, rows in enumerate((slice(0, 16), slice(16, 32), slice(32, 33))):
+        expected = x.values[rows, :n_in].T.astype("float64") @ d.values[rows, :n_out]
+        found = partials.values[block, : n_in * n_out].reshape(n_in, n_out)
+        np.testing.assert_allclose(found, expected, rtol=0.0, atol=100 * EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_in", SIZES)
+def test_product_behind_a_gate(n_in, dtype):
+    """The input gradient through a rectifier: 0 where that gave nothing, whatever came; and NaN goes on."""
+    gate = Guarded(np.random.default_rng(1).choice([-1.0, 0.0, 0.5, 2.0], (23, n_in + 4)), dtype)
+    gate.values[:, n_in:] = np.nan
+    d = np.random.default_rng(2).uniform(-1, 1, (23, 6)).astype(dtype)
+    w = np.random.default_rng(3).uniform(-1, 1, (n_in, 6)).astype(dtype)
+    d[4, 2] = np.nan
+    y, scratch = Guarded(np.full((23, n_in), 7.0), dtype), np.zeros(gemm.scratch_size(dtype, 6), dtype)
+    for rows in ((0, 7), (7, 23)):
+        run_kernel(
+            "product", dtype, rows, scratch=scratch, x=d, x_stride=6, w=w, w_stride=6, y=y, y_stride=n_in, n_in=6,
+            n_out=n_in, layout=gemm.TRANSPOSED, settings=np.array([-np.inf], dtype), kept=gate, kept_stride=n_in + 4,
+        )  # fmt: skip
+    y.assert_guards()
+    is_open = gate.values[:, :n_in] > 0
+    expected = np.where(is_open, d.astype("float64") @ w.T.astype("float64"), 0.0)
+    np.testing.assert_allclose(y.values, expected, rtol=0.0, atol=30 * EPS[dtype])
+    assert not np.signbit(y.values[~is_open]).any()
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from engine_cases import ALL_OPTIMIZERS, DTYPES, label, replaced
 from kernel_calls import ALL, EPS, Guarded, run_kernel
 from scipy import special
 
-from nbbp import optimizers
+from nbbp import optimizers, tiling
 from nbbp.cpu import gemm
 from nbbp.layers import Activation
 from nbbp.scalars.activations import ACTIVATIONS
@@ -174,7 +174,7 @@ def test_crossentropy(spread, width, as_labels, dtype):
     order, step, batch = np.random.default_rng(0).permutation(14), 1, 7
     labels = np.random.default_rng(1).integers(0, width, 14)
     target = labels if as_labels else np.eye(width)[labels].astype(dtype)
-    values, scratch = Guarded(np.full(14, -3.0), "float64"), Guarded(np.zeros(128), dtype)
+    values, scratch = Guarded(np.full(14, -3.0), "float64"), Guarded(np.zeros(tiling.LOSS_SCRATCH), dtype)
     run_kernel(
         "crossentropy", dtype, ROWS, step=step, scratch=scratch, x=x, x_stride=STRIDE, y=d, y_stride=STRIDE,
         n_out=width, order=order, n_samples=14, batch=batch, target=target, target_is_labels=int(as_labels),
@@ -192,6 +192,34 @@ def test_crossentropy(spread, width, as_labels, dtype):
         guarded.assert_guards()
     d.assert_untouched([0, 1, 6])
     values.assert_untouched([*range(batch + 2), 13])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5])
+def test_crossentropy_of_few_classes(width, dtype):
+    """More rows than go through its passes together, smoothed and weighted; a row of NaN harms no other."""
+    n, rng = 150, np.random.default_rng(width)
+    x = Guarded(np.pad(3 * rng.standard_normal((n, width)), ((0, 0), (0, 16 - width)), constant_values=np.nan), dtype)
+    x.values[77, width - 1] = np.nan
+    labels, weights = rng.integers(0, width, n), rng.uniform(0.5, 2.0, n).astype(dtype)
+    d, values = Guarded(np.zeros((n, 16)), dtype), Guarded(np.zeros(n), "float64")
+    scratch = Guarded(np.zeros(tiling.LOSS_SCRATCH), dtype)
+    run_kernel(
+        "crossentropy", dtype, (0, n), scratch=scratch, x=x, x_stride=16, y=d, y_stride=16, n_out=width, n_samples=n,
+        batch=n, target=labels, target_is_labels=1, sample_weight=weights, row_values=values,
+        settings=np.array([0.1, 1.0, 1.0], dtype),
+    )  # fmt: skip
+    for guarded in (d, values, scratch):
+        guarded.assert_guards()
+    target = 0.9 * np.eye(width)[labels] + 0.1 / width
+    log_p = special.log_softmax(x.values[:, :width].astype("float64"), axis=1)
+    wanted = -weights * np.sum(target * log_p, axis=1)
+    gradient = weights[:, None] / n * (np.exp(log_p) - target)
+    assert np.isnan(values.values[77])
+    assert np.isnan(d.values[77, :width]).all()
+    others = np.arange(n) != 77
+    np.testing.assert_allclose(values.values[others], wanted[others], rtol=64 * EPS[dtype], atol=64 * EPS[dtype])
+    near(d.values[others, :width], gradient[others], dtype)
 
 
 # --- rows in and out -----------------------------------------------------------------------------------------------

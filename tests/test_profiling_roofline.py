@@ -30,7 +30,7 @@ def test_every_op_of_a_step_has_a_name_and_a_cost():
     program = training.bound.program
     found = op_costs.groups(program)
     assert list(found) == [
-        "gather", "forward 1", "forward 2", "forward 3", "crossentropy", "input gradient 3", "rectifier gradient",
+        "gather", "forward 1", "forward 2", "forward 3", "crossentropy", "input gradient 3",
         "input gradient 2", "weight gradient 3", "weight gradient 2", "weight gradient 1", "Adam",
     ]  # fmt: skip
     assert sorted(row for rows in found.values() for row in rows) == list(range(len(program.ops)))
@@ -38,7 +38,6 @@ def test_every_op_of_a_step_has_a_name_and_a_cost():
     assert costs["forward 2"].flops == costs["input gradient 2"].flops == 2 * 6 * 7 * 4
     assert costs["weight gradient 1"].flops == 2 * 6 * (5 + 1) * 7  # the bias is a row
     assert costs["Adam"].flops == 13 * SMALL.n_parameters
-    assert costs["rectifier gradient"].traffic == 3 * 4 * 6 * (7 + 4)
 
 
 def test_panels_of_a_wide_weight_are_one_product():

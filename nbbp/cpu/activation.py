@@ -11,12 +11,16 @@ from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
 from nbbp.scalars.activations import ACTIVATIONS, activation_derivative, activation_value
 
+_RELU = ACTIVATIONS["relu"].code
+#: Registers of a row from which on derivatives, which are cheap, are worth a loop for each row.
+_WIDE = 4
 ELEMENTWISE = tuple(formula.code for formula in ACTIVATIONS.values() if not formula.row_wise)
 
 
 @kernel("activation_forward", ELEMENTWISE, fastmath=FASTMATH)
 def activation_forward(zero, variant):
     """Y = f(X); X, Y (batch, N_OUT), which are the same or do not overlap. Writes Y and its padding."""
+    lanes = simd.LANES[zero.dtype]
 
     def activation_forward(op, step, row_start, row_stop, column_start, column_stop, scratch):
         alpha = simd.pointer(op[ops.SETTINGS], zero)[0]
@@ -24,7 +28,8 @@ def activation_forward(zero, variant):
         in_place = op[ops.X] == op[ops.Y]
         behind = simd.pointer(op[ops.Y], zero)[row_start * stride + width]
         n_rows, n = row_stop - row_start, min(column_stop, width) - column_start
-        if column_stop >= width and column_start == 0 and op[ops.X_STRIDE] == stride:
+        is_flat = column_stop >= width and column_start == 0 and op[ops.X_STRIDE] == stride
+        if is_flat and stride - width < lanes:  # otherwise a whole register of each row is padding
             n_rows, n = 1, n_rows * stride
         for r in range(row_start, row_start + n_rows):
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE] + column_start)
@@ -49,17 +54,22 @@ def activation_backward(zero, variant):
 
     Writes Y and its padding, which must not overlap X.
     """
+    lanes = simd.LANES[zero.dtype]
 
     def activation_backward(op, step, row_start, row_stop, column_start, column_stop, scratch):
         alpha = simd.pointer(op[ops.SETTINGS], zero)[0]
         width, stride = op[ops.N_OUT], op[ops.Y_STRIDE]
         n_rows, n = row_stop - row_start, min(column_stop, width) - column_start
-        if column_stop >= width and column_start == 0 and op[ops.X_STRIDE] == stride:
+        is_flat = column_stop >= width and column_start == 0 and op[ops.X_STRIDE] == stride
+        if is_flat and (stride - width < lanes or width < _WIDE * lanes):
             n_rows, n = 1, n_rows * stride
         for r in range(row_start, row_start + n_rows):
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE] + column_start)
             y = simd.advance(simd.pointer(op[ops.Y], zero), r * stride + column_start)
             for j in range(n):
-                y[j] *= activation_derivative(variant, x[j], alpha)
+                if variant == _RELU:  # not 0 · y[j]: as a product does it on the way (see cpu/dense.py), NaN and -0 too
+                    y[j] = zero if x[j] <= zero else y[j]
+                else:
+                    y[j] *= activation_derivative(variant, x[j], alpha)
 
     return activation_backward

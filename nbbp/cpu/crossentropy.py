@@ -11,13 +11,91 @@ Inception Architecture", 2016, section 7). ROW_VALUES as in cpu/loss.py.
 from numba import float64, int64
 
 from nbbp import ops
-from nbbp.compiling import FASTMATH
+from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
 from nbbp.scalars.functions import exp, log
 
 #: Rows that go through the passes of `crossentropy` together.
 _BLOCK = 64
+#: Classes up to which it is quicker to fill registers with rows than with the classes of a row.
+FEW_CLASSES = 4
+
+
+@jit(fastmath=FASTMATH)
+def _transpose(out, out_stride, x, x_stride, n_rows, n_columns):
+    """out[j, i] = x[i, j], where there are few columns."""
+    for j in range(n_columns):
+        for i in range(n_rows):
+            out[j * out_stride + i] = x[i * x_stride + j]
+
+
+@jit(fastmath=FASTMATH)
+def _exponentials(x, largest, totals, logarithms, n_rows, n):
+    """x[j, i] = exp(x[j, i] - largest[i]); totals[i] of them over the n classes j, and their logarithms[i].
+
+    x: n rows of _BLOCK numbers. NaN stays visible.
+    """
+    for i in range(n_rows):
+        largest[i] = x[i]
+    for j in range(1, n):
+        row = simd.advance(x, j * _BLOCK)
+        for i in range(n_rows):
+            so_far, value = largest[i], row[i]
+            largest[i] = so_far if (value < so_far) | (so_far != so_far) else value
+    for j in range(n):
+        row = simd.advance(x, j * _BLOCK)
+        for i in range(n_rows):
+            row[i] = exp(row[i] - largest[i])
+    for i in range(n_rows):
+        totals[i] = x[i]
+    for j in range(1, n):
+        row = simd.advance(x, j * _BLOCK)
+        for i in range(n_rows):
+            totals[i] += row[i]
+    for i in range(n_rows):
+        logarithms[i] = log(totals[i])
+
+
+@jit(fastmath=FASTMATH)
+def _labels_of_few_classes(op, step, row_start, row_stop, zero, scratch):
+    """`crossentropy` with labels for at most FEW_CLASSES: blocks of rows are turned round, so that what is costly fills
+    registers with rows. Takes (FEW_CLASSES + 3) · 64 numbers of scratch.
+    """
+    settings = simd.pointer(op[ops.SETTINGS], zero)
+    one, n, start = type(zero)(1), op[ops.N_OUT], step * op[ops.BATCH]
+    smoothing, scale = settings[0], settings[1]
+    kept, even = one - smoothing, smoothing / type(zero)(n)
+    per_row = scale / type(zero)(min(op[ops.BATCH], op[ops.N_SAMPLES] - start) if settings[2] != 0 else 1)
+    n_prefetched = op[ops.N_SAMPLES] - start - op[ops.BATCH] if op[ops.ORDER] != 0 else 0
+    values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), start)
+    order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), start)
+    labels = simd.pointer(op[ops.TARGET], int64(0))
+    largest, totals, logarithms, columns = (
+        scratch, simd.advance(scratch, _BLOCK), simd.advance(scratch, 2 * _BLOCK), simd.advance(scratch, 3 * _BLOCK)
+    )  # fmt: skip
+    for first in range(row_start, row_stop, _BLOCK):
+        n_rows = min(_BLOCK, row_stop - first)
+        x = simd.advance(simd.pointer(op[ops.X], zero), first * op[ops.X_STRIDE])
+        _transpose(columns, _BLOCK, x, op[ops.X_STRIDE], n_rows, n)
+        _exponentials(columns, largest, totals, logarithms, n_rows, n)
+        for r in range(n_rows):
+            row = simd.advance(x, r * op[ops.X_STRIDE])
+            d_row = simd.advance(simd.pointer(op[ops.Y], zero), (first + r) * op[ops.Y_STRIDE])
+            source = order[first + r] if op[ops.ORDER] != 0 else start + first + r
+            if first + r < n_prefetched:
+                simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
+            weight = one
+            if op[ops.SAMPLE_WEIGHT] != 0:
+                weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
+            label, factor = labels[source], weight * per_row
+            share, inner = factor / totals[r], float64(kept * (row[label] - largest[r]))
+            for j in range(n):
+                d_row[j] = columns[j * _BLOCK + r] * share - factor * even
+                if smoothing != 0:
+                    inner += float64(even * (row[j] - largest[r]))
+            d_row[label] -= factor * kept
+            values[first + r] = float64(weight * scale) * (float64(logarithms[r]) - inner)
 
 
 @kernel("crossentropy", fastmath=FASTMATH)
@@ -25,10 +103,13 @@ def crossentropy(zero, variant):
     """ROW_VALUES[r], and Y = d loss / d X; X, Y (batch, N_OUT) logits and gradient. Cut by rows.
 
     In passes over some rows, so that exponentials and logarithms fill whole registers also where classes are few.
-    Writes Y with its padding, and 2 · 64 numbers of scratch.
+    Writes Y with its padding (of few classes without), and (FEW_CLASSES + 3) · 64 numbers of scratch.
     """
 
     def crossentropy(op, step, row_start, row_stop, column_start, column_stop, scratch):
+        if op[ops.TARGET_IS_LABELS] and op[ops.N_OUT] <= FEW_CLASSES:
+            _labels_of_few_classes(op, step, row_start, row_stop, zero, simd.pointer(scratch, zero))
+            return
         settings = simd.pointer(op[ops.SETTINGS], zero)
         smoothing, scale, is_mean = settings[0], settings[1], settings[2] != 0
         values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), step * op[ops.BATCH])

@@ -7,14 +7,20 @@ with BLAS and in parallel too, are in cpu/dense_variants.py.
 from numba import int64
 
 from nbbp import ops
-from nbbp.cpu import simd
-from nbbp.cpu.gemm import TRANSPOSED, panel_width, product, rounded_product
+from nbbp.cpu import narrow, simd
+from nbbp.cpu.gemm import TRANSPOSED, gated_product, panel_width, rounded_product
 from nbbp.cpu.kernels import kernel
+
+#: Rows of a whole batch from which on a weight gradient with few outputs goes its own way (cpu/narrow.py).
+_MANY_ROWS = 8
 
 
 @kernel("product", of_float32=(ops.BF16, ops.FP16))
 def product_op(zero, variant):
     """Y = max(floor, BIAS + X·W), for all three products of a dense layer; which one, the row's strides and flags say.
+
+    Where there is KEPT (batch, N_OUT), what a rectifier gave, Y is 0 where that is not positive: the input gradient has
+    then come back through the rectifier as well.
 
     Over columns (forward, input gradient): Y (batch, N_OUT), X (batch, N_IN), W (N_IN, N_OUT) or its transpose; cut by
     rows and by columns. Over rows (weight gradient, CONTRACTS_ROWS): Y (N_IN, N_OUT) = Xᵀ·W with X (batch, N_IN) and
@@ -39,6 +45,11 @@ def product_op(zero, variant):
             y = simd.advance(y, slot + (0 if op[ops.TILE_LOCAL] else column_start * y_stride))
             m, n, k = last - column_start, op[ops.N_OUT], row_stop - row_start
             x_row, x_column = 1, x_stride
+            if variant == 0 and n <= narrow.FEW_OUTPUTS and op[ops.BATCH] >= _MANY_ROWS and op[ops.Y] != 0:
+                narrow.weight_gradient(
+                    y, y_stride, x, x_stride, w, w_stride, m, n, k, floor, simd.pointer(scratch, zero), panel
+                )
+                return
         else:
             last = min(column_stop, op[ops.N_OUT])
             x = simd.advance(x, row_start * x_stride)
@@ -49,10 +60,15 @@ def product_op(zero, variant):
         has_bias = op[ops.BIAS] != 0
         # without a bias a pointer that can be read all the same: masked loads of nothing from nowhere are slow
         bias = simd.advance(simd.pointer(op[ops.BIAS], zero), column_start) if has_bias else w
+        has_gate = op[ops.KEPT] != 0
+        gate, gate_stride = y, y_stride
+        if has_gate:
+            gate_stride = op[ops.KEPT_STRIDE]
+            gate = simd.advance(simd.pointer(op[ops.KEPT], zero), row_start * gate_stride + column_start)
         if variant == 0:
-            product(
+            gated_product(
                 y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout,
-                simd.pointer(scratch, zero), lanes, panel,
+                simd.pointer(scratch, zero), lanes, panel, gate, gate_stride, int64(has_gate),
             )  # fmt: skip
         else:
             rounded_product(

@@ -43,13 +43,25 @@ def _pack_transposed(packed, packed_stride, b, b_stride, k, n, lanes):
 def product(
     c, c_stride, a, a_row, a_column, b, b_stride, bias, has_bias, m, n, k, floor, layout, scratch, lanes, panel
 ):
-    """C = max(floor, bias + A·B).
+    """`gated_product` without a gate."""
+    gated_product(
+        c, c_stride, a, a_row, a_column, b, b_stride, bias, has_bias, m, n, k, floor, layout, scratch, lanes, panel,
+        c, c_stride, 0,
+    )  # fmt: skip
+
+
+@jit()
+def gated_product(
+    c, c_stride, a, a_row, a_column, b, b_stride, bias, has_bias, m, n, k, floor, layout, scratch, lanes, panel,
+    gate, gate_stride, has_gate,
+):  # fmt: skip
+    """C = max(floor, bias + A·B), but 0 where gate <= 0: what goes back through a rectifier that gave `gate`.
 
     c (m, n), row stride c_stride; a (m, k), strides a_row and a_column; b (k, n) with row stride b_stride, or (n, k)
     where `layout` is TRANSPOSED; bias (n,), which must be an address
-    that can be read, used only if has_bias is 1. All are pointers; `scratch` holds
-    `scratch_size` numbers unless `layout` is IN_PLACE. Writes c and scratch, which must overlap nothing. `lanes` and
-    `panel` are LANES and panel_width of the dtype.
+    that can be read, used only if has_bias is 1; gate (m, n), row stride gate_stride, only if has_gate is 1. All are
+    pointers; `scratch` holds `scratch_size` numbers unless `layout` is IN_PLACE. Writes c and scratch, which must
+    overlap nothing. `lanes` and `panel` are LANES and panel_width of the dtype.
     """
     if m <= 0:
         return
@@ -66,8 +78,9 @@ def product(
         panel_c = simd.advance(c, j)
         panel_bias = simd.advance(bias, j)
         tile.multiply_panel(
-            panel_c, c_stride, a, a_row, a_column, panel_b, panel_stride, m, width, k, panel_bias, has_bias, floor
-        )
+            panel_c, c_stride, a, a_row, a_column, panel_b, panel_stride, m, width, k, panel_bias, has_bias, floor,
+            simd.advance(gate, j), gate_stride, has_gate,
+        )  # fmt: skip
 
 
 @jit()
@@ -97,5 +110,6 @@ def rounded_product(
             half.round_row(rounded_bias, rounded_bias, stride, code)
         panel_c = simd.advance(c, j)
         tile.multiply_panel(
-            panel_c, c_stride, a, a_row, a_column, scratch, stride, m, width, k, rounded_bias, has_bias, floor
-        )
+            panel_c, c_stride, a, a_row, a_column, scratch, stride, m, width, k, rounded_bias, has_bias, floor,
+            panel_c, c_stride, 0,
+        )  # fmt: skip

@@ -32,7 +32,8 @@ class _Panel:
     def __init__(self, builder, vector, operands, mask, has_bias):
         self.builder, self.vector, self.mask, self.has_bias = builder, vector, mask, has_bias
         self.c, self.c_stride, self.a, self.a_row, self.a_column = operands[:5]
-        self.b, self.b_stride, self.k, self.bias, self.floor = operands[5:]
+        self.b, self.b_stride, self.k, self.bias, self.floor = operands[5:10]
+        self.gate, self.gate_stride, self.has_gate = operands[10:]
 
     def first_sums(self, vectors):
         """The registers that the sums start from: the bias, or zeros."""
@@ -109,14 +110,32 @@ class _Panel:
         if unroll > 1:
             sums, k = self.loop_over_k(sums, k, self.k, rows_of_a, unroll)
         sums, _ = self.loop_over_k(sums, k, self.k, rows_of_a, 1)
-        floor = simd.splat(builder, self.floor, self.vector.count)
+        with builder.if_else(self.has_gate) as (gated, plain):
+            with gated:
+                self.store(first_row, sums, is_gated=True)
+            with plain:
+                self.store(first_row, sums, is_gated=False)
+
+    def store(self, first_row, sums, is_gated):
+        """Write the sums of a tile, no smaller than the floor, and 0 where a gate is closed."""
+        builder, lanes = self.builder, self.vector.count
+        floor = simd.splat(builder, self.floor, lanes)
+        zero = ir.Constant(self.vector, [0.0] * lanes)
         for i, row in enumerate(sums):
-            c = builder.gep(self.c, [builder.mul(builder.add(first_row, simd.INT64(i)), self.c_stride)])
+            at = builder.add(first_row, simd.INT64(i))
+            c, gate = (
+                builder.gep(start, [builder.mul(at, stride)])
+                for start, stride in ((self.c, self.c_stride), (self.gate, self.gate_stride))
+            )
             for j, value in enumerate(row):
+                mask = self.mask if j == len(row) - 1 else None
+                here = simd.INT64(j * lanes)
                 # "floor if value < floor" keeps NaN, which a plain maximum would hide
                 value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
-                where = builder.gep(c, [simd.INT64(j * self.vector.count)])
-                simd.store_vector(builder, value, where, self.mask if j == vectors - 1 else None)
+                if is_gated:
+                    opens = simd.load_vector(builder, builder.gep(gate, [here]), self.vector, mask)
+                    value = builder.select(builder.fcmp_ordered("<=", opens, zero), zero, value)
+                simd.store_vector(builder, value, builder.gep(c, [here]), mask)
 
     def all_tiles(self, m, vectors, done):
         """Cut m rows into tiles as equal as can be, and go to `done`."""
@@ -144,26 +163,33 @@ class _Panel:
 
 
 @intrinsic
-def multiply_panel(typing_context, c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor):
-    """C = max(floor, bias + A·B) for one panel of at most ``MAX_VECTORS`` registers of columns.
+def multiply_panel(
+    typing_context, c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor, gate, gate_stride,
+    has_gate,
+):  # fmt: skip
+    """C = max(floor, bias + A·B) for one panel of at most ``MAX_VECTORS`` registers of columns; 0 where gate <= 0.
 
     c (m, n) with row stride c_stride; a (m, k) with any strides; b (k, n) with row stride b_stride, columns contiguous;
     bias (n,), which must be an address that can be read, used only if has_bias is 1.
     m >= 1, 1 <= n <= MAX_VECTORS·lanes, k >= 0. Strides count numbers, not bytes. `floor` is -inf for none, 0 for a
-    rectifier. Writes c alone, which must not overlap a or b.
+    rectifier; gate (m, n), row stride gate_stride, counts only if has_gate is 1. Writes c alone, which must not overlap
+    a, b or gate.
     """
     number = types.int64
-    signature = types.void(c, number, a, number, number, b, number, number, number, number, bias, number, floor)
+    signature = types.void(
+        c, number, a, number, number, b, number, number, number, number, bias, number, floor, gate, number, number
+    )
 
     def codegen(context, builder, signature, arguments):
-        c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor = arguments
+        c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor = arguments[:13]
+        gate, gate_stride, has_gate = arguments[13:]
         vector = simd.vector_type(signature.args[0].dtype)
         lanes = simd.INT64(vector.count)
         n_vectors = builder.udiv(builder.sub(builder.add(n, lanes), simd.INT64(1)), lanes)
         in_last = builder.sub(n, builder.mul(builder.sub(n_vectors, simd.INT64(1)), lanes))
         mask = simd.lane_mask(builder, in_last, vector.count)
-        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, bias, floor)
-        has_bias = builder.icmp_signed("!=", has_bias, simd.INT64(0))
+        has_bias, has_gate = (builder.icmp_signed("!=", flag, simd.INT64(0)) for flag in (has_bias, has_gate))
+        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, bias, floor, gate, gate_stride, has_gate)
         done = builder.append_basic_block("panel_done")
         is_full = builder.icmp_signed("==", in_last, lanes)
         widths = [(vectors, masked) for vectors in range(1, MAX_VECTORS + 1) for masked in _mask_variants()]

@@ -236,9 +236,8 @@ class Lowering:
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
         """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
         for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
-            node = steps[number].node
-            self.monitoring.gradient(node, d_y)
-            with self.program.labelled(layer=node.path):
+            self.monitoring.gradient(steps[number].node, d_y)
+            with self.program.labelled(layer=steps[number].node.path):
                 d_y = steps[number].backward(d_y, wants)
         return d_y
 

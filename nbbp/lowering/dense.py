@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nbbp import tiling
+from nbbp import ops, tiling
 from nbbp.layers import Activation, Custom, Dense
 from nbbp.lowering.base import Lowering, Step, WeightGradient, lowers, operands, passes
 from nbbp.nodes import Node
@@ -100,7 +100,11 @@ def activation_forward(lowering: Lowering, node: Node, function: Activation, x: 
 
 
 def activation_backward(lowering: Lowering, function: Activation, x: Values, y: Values, d_y: Values) -> None:
-    """Op for ``d_y *= f'``, of what came in or of what went out."""
+    """Op for ``d_y *= f'``, of what came in or of what went out; a relu is done by the product that gave d_y."""
+    last = lowering.program.ops[-1]
+    if function.name == "relu" and last.kernel == "product" and last.columns[ops.Y] == Place(d_y.buffer):
+        last.columns |= {ops.KEPT: Place(y.buffer), ops.KEPT_STRIDE: y.stride}
+        return
     activation_op(lowering.program, function, "backward", y if of_output(function) else x, d_y)
 
 

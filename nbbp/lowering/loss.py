@@ -38,7 +38,7 @@ def loss_op(lowering: Lowering, loss: Loss, x: Values, target_is_labels: bool, w
         row_values=Place("loss values"),
         settings=program.setting(loss.parameter, loss.scale, float(loss.reduction == "mean")),
     )  # fmt: skip
-    program.scratch = max(program.scratch, 2 * tiling.LOSS_ROWS)
+    program.scratch = max(program.scratch, tiling.LOSS_SCRATCH)
     return d_x
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from nbbp import tiling
 from nbbp.lowering.base import Lowering, OwnGradient, WeightGradient, in_phase
 from nbbp.lowering.dense import IN_PLACE
 from nbbp.network import Sequential
@@ -35,6 +36,8 @@ def weight_gradient(
     program, node = lowering.program, job.node
     start, stop = panel or (0, node.n_out)
     is_local = not isinstance(gradient, Place)
+    if stop - start <= tiling.FEW_OUTPUTS and not is_local:
+        program.scratch = max(program.scratch, tiling.FEW_OUTPUTS * tiling.PANEL)
     program.add(
         "product", x=Place(job.x.buffer), x_stride=job.x.stride,
         w=Place(job.d_y.buffer, start), w_stride=job.d_y.stride,
