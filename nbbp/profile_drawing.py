@@ -26,6 +26,8 @@ COLOURS = {
     "weight gradients": plotting.PALETTE[2],
     "update": plotting.PALETTE[3],
     "output": plotting.PALETTE[5],
+    "monitoring": plotting.PALETTE[8],
+    "augmentation": "#a9b4a2",
 }
 #: Inches of a picture's width and of a task's height.
 WIDTH, HEIGHT = 11.0, 2.3

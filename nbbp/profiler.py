@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbbp.cpu import counting
-from nbbp.cpu.engine import BoundProgram
 from nbbp.model_base import ModelBase
 from nbbp.nodes import walk
 from nbbp.program import Program
@@ -42,7 +41,7 @@ class OpTime:
     task : {"training", "gradients", "evaluation", "prediction"}
     phase : str
         "gather", "forward", "loss", "metrics", "backward", "weight gradients", "update", "output"; "forward again"
-        where checkpointing computes activations once more.
+        where checkpointing computes activations once more, "monitoring" for what a `Monitor` looks at, "augmentation".
     layer : str
         Path and kind of the layer, "0 Dense"; "network" for what works for all layers at once.
     kernel : str
@@ -84,10 +83,9 @@ class Profile:
         self._model, self._lock = model, threading.Lock()
         self._counts: dict[int, tuple[Program, np.ndarray]] = {}
         self._session: Session | None = None
-        self._elapsed = 0
-        counting.compile_counting()
+        self._elapsed, self._seconds_per_tick = 0, None
         self.steps: dict[str, int] = {}
-        self._seconds_per_tick: float | None = None
+        counting.compile_counting()
         self._ticks_per_call = counting.ticks_per_reading()
         self._began = counting.now(), time.perf_counter_ns()
 
@@ -106,18 +104,17 @@ class Profile:
             self._session.find_short_ways()
         self._seconds_per_tick = self._calibrated()
 
-    def run(self, bound: BoundProgram, n_samples: int) -> None:
-        """Run a program, counting."""
-        program = bound.program
+    def run(self, program: Program, plans: tuple, n_samples: int, scratch: int) -> None:
+        """Run a program, counting: its table and plans, `n_samples` rows, on scratch memory at that address."""
         with self._lock:
             _, counts = self._counts.setdefault(id(program), (program, np.zeros((len(program.ops), 2), np.int64)))
             self.steps[program.task] = self.steps.get(program.task, 0) + -(-n_samples // program.batch)
-        table, address = (bound.table, bound.tiles, bound.phases), bound.scratch.ctypes.data
         begin = time.perf_counter_ns()
         try:
-            counting.run_counted(*table, n_samples, program.batch, address, counts)
+            counting.run_counted(*plans, n_samples, program.batch, scratch, counts)
         finally:
-            self._elapsed += time.perf_counter_ns() - begin
+            with self._lock:
+                self._elapsed += time.perf_counter_ns() - begin
 
     def _calibrated(self) -> float:
         """Seconds of a tick, from what clock and counter say since the beginning."""

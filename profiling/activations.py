@@ -167,7 +167,7 @@ def table(results: dict) -> str:
     """ns per number, with the error in brackets."""
     parts = []
     for what, rows in results["rows"].items():
-        headings = [f"{what}: ns per number (error in ulp)", *VARIANTS, "vectorised ÷ libm"]
+        headings = [f"{what}: ns per number (error in ulp)", *VARIANTS, "vectorised against libm"]
         lines = []
         for name, row in rows.items():
             cells = [f"{question.digits(row[v]['ns'])} ({row[v]['ulp']:.1f})" for v in VARIANTS]

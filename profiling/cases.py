@@ -134,6 +134,22 @@ def reference_losses(case: Case, parameters: list[np.ndarray], x: np.ndarray, y:
     return losses
 
 
+def reference_log_probabilities(case: Case, parameters: list[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Logarithms of the softmax of a network without other layers (n, n_classes), in float64."""
+    values = x.astype(np.float64)
+    for layer in range(len(case.sizes) - 1):
+        values = values @ parameters[2 * layer].astype(np.float64) + parameters[2 * layer + 1]
+        if layer < len(case.sizes) - 2:
+            values = np.maximum(values, 0.0)
+    return log_softmax(values)
+
+
+def log_softmax(values: np.ndarray) -> np.ndarray:
+    """``log(softmax(values))`` over the rows' columns."""
+    shifted = values - values.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def _loss_and_gradients(
     case: Case, trained: list[np.ndarray], x: np.ndarray, labels: np.ndarray
 ) -> tuple[float, list[np.ndarray]]:
@@ -153,8 +169,7 @@ def _loss_and_gradients(
             z = np.maximum(z, 0.0)
         inputs.append(z)
     logits = inputs.pop()
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_probabilities = log_softmax(logits)
     each = np.arange(len(x))
     delta = np.exp(log_probabilities)
     delta[each, labels] -= 1.0

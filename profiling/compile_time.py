@@ -117,7 +117,7 @@ def measure_import(folder: Path, repeats: int) -> dict[str, float]:
 
 def measure(quick: bool) -> dict[str, object]:
     """Everything, in one folder for each kind of process."""
-    repeats = 2 if quick else REPEATS
+    repeats = 1 if quick else REPEATS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fit = measure_first_fit(folder / "fit", repeats)

@@ -21,9 +21,8 @@ if __package__ in (None, ""):  # run as a script: the folder above holds both pa
 import numpy as np
 
 import nbbp
-from nbbp import tiling
-from nbbp.cpu.engine import BoundProgram
 from nbbp.program import Place, Program
+from profiling import single_ops
 
 BATCH, WIDTH = 128, 64
 WIDTHS = (64, 64, 64, 10)
@@ -83,7 +82,7 @@ def activation_run(activation: nbbp.Activation, direction: str) -> tuple[Callabl
         x=Place(x.buffer), x_stride=x.stride, y=Place(y.buffer), y_stride=y.stride, n_out=WIDTH,
         settings=program.setting(activation.parameter),
     )  # fmt: skip
-    bound = bind(program)
+    bound = single_ops.bind(program)
     numbers = np.random.default_rng(0).normal(0.0, 3.0, (2, len(bound.buffer("x"))))
     bound.buffer("x")[:], bound.buffer("y")[:] = numbers
     bound.run(BATCH)
@@ -106,7 +105,7 @@ def loss_run(loss: nbbp.losses.Loss) -> tuple[Callable[[], object], int]:
         target=Place("target"), target_stride=WIDTH, row_values=Place("loss values"),
         settings=program.setting(loss.parameter, loss.scale, 1.0),
     )  # fmt: skip
-    bound = bind(program)
+    bound = single_ops.bind(program)
     random = np.random.default_rng(0)
     target, losses = random.standard_normal((n, WIDTH), dtype=np.float32), np.empty(n)
     prediction = bound.buffer("x").reshape(BATCH, -1)[:, :WIDTH]
@@ -123,14 +122,6 @@ def loss_run(loss: nbbp.losses.Loss) -> tuple[Callable[[], object], int]:
     gradient = bound.buffer("y").reshape(BATCH, -1)[:, :WIDTH]
     np.testing.assert_allclose(gradient, 2 * errors / errors.size, rtol=1e-4, atol=1e-9)
     return run, 64
-
-
-def bind(program: Program) -> BoundProgram:
-    """The program of one op, as one tile."""
-    program.tiles = np.array([(0, 1, 0, BATCH, 0, tiling.ALL)], np.int64)
-    program.phases = np.array([0, 1], np.int64)
-    program.is_shared = False
-    return BoundProgram(program, "float32", {})
 
 
 def step_run(activation: nbbp.Activation, loss: nbbp.losses.Loss) -> tuple[Callable[[], object], int]:

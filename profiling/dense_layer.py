@@ -25,7 +25,8 @@ from nbbp.cpu.engine import BoundProgram
 from profiling import question, single_ops
 from profiling.peers.worker import keep_to_cores
 
-JITTED = tuple(VARIANTS["dense_forward"])
+#: Variants that run in jitted code on the CPU.
+JITTED = ("loops", "vectorized", "fused", "parallel")
 #: Seconds that the steps of one call take, so that entering it from Python is less than a hundredth of them.
 CALL = 1e-3
 
@@ -142,7 +143,8 @@ class Engine:
         self.names = forward[ops.Y].buffer, back[ops.Y].buffer
         single_ops.inside(self.bound, forward[ops.X].buffer, width)[:] = x
         single_ops.inside(self.bound, back[ops.X].buffer, width)[:] = d_out
-        single_ops.choose(self.bound, [*program.find("product"), *program.find("reduce_gradient")])
+        rows = [*program.find("product"), *program.find("reduce_gradient")]
+        self.bound.tiles, self.bound.phases = single_ops.only(self.bound, rows)
         self.run = single_ops.steps(self.bound, self.n_steps)
         self.plan, self.n_threads = tiling.plan([(width, width)], batch), self.bound.n_threads()
 
@@ -204,8 +206,8 @@ def time_shapes(
 ) -> list[dict[str, object]]:
     """Validate and time `ways` on every (batch, width), the small ones first.
 
-    Slow ways are left out where they would take more than `limit` seconds for a step, by their best rate so far; the
-    others take turns for so many `seconds` and so often, at least.
+    Slow ways are left out where they would take more than `limit` seconds for a step, by their rate on the last shape;
+    the others take turns for so many `seconds` and so often, at least.
 
     Returns
     -------
@@ -250,8 +252,7 @@ def _time_shape(
     for name, way in made.items():
         per_step = {key: calls[name][key] / way.n_steps for key in ("minimum", "median")}
         timed[name] = {**per_step, "repeats": calls[name]["repeats"]}
-    for name, each in timed.items():
-        rates[name] = max(flops(batch, width) / each["minimum"], rates.get(name, 0.0))
+    rates.update({name: flops(batch, width) / each["minimum"] for name, each in timed.items()})
     engine = made["engine"]
     shape = {"batch": batch, "width": width, "plan": engine.plan, "threads": engine.n_threads}
     return {**shape, "ways": {name: timed[name] for name in ways if name in timed}}

@@ -25,6 +25,8 @@ COLOURS = {
     "parallel": plotting.PALETTE[3],
     "engine": plotting.PALETTE[0],
 }
+#: Those of them that white does not show on.
+LIGHT = ("NumPy", "fused")
 SHORT = {"Python loops": "Python", "NumPy, by sample": "by sample", "vectorized": "BLAS"}
 
 
@@ -88,7 +90,8 @@ def _draw_winners(axes: Axes, shapes: Sequence[Mapping], batches: list[int], wid
         at, name = _at(shape, batches, widths), best[shape["width"], shape["batch"]]
         threads = {1: "", 2: "²", 3: "³"}.get(shape["threads"], f"×{shape['threads']}")
         text = f"{SHORT.get(name, name)}\n{shape['plan'][0].upper()}{threads}"
-        axes.text(*at, text, ha="center", va="center", fontsize=7.5, color="white", linespacing=1.1)
+        colour = plotting.INK if name in LIGHT else "white"
+        axes.text(*at, text, ha="center", va="center", fontsize=7.5, color=colour, linespacing=1.1)
 
 
 def _draw_floor(axes: Axes, shapes: Sequence[Mapping], rate: float, batches: list[int], widths: list[int]) -> None:
@@ -112,7 +115,7 @@ def _draw_loss(axes: Axes, shapes: Sequence[Mapping], batches: list[int], widths
     for shape in shapes:
         percent, name = 100 * loss(shape), fastest(shape)
         text = f"{percent:+.0f} %\n{SHORT.get(name, name)}"
-        colour = "white" if abs(percent) > 60 else plotting.INK
+        colour = "white" if abs(percent) > 28 else plotting.INK
         axes.text(*_at(shape, batches, widths), text, ha="center", va="center", fontsize=7.5, color=colour)
 
 

@@ -111,7 +111,7 @@ def loss(layer: Layer, how: str) -> BoundProgram:
     """Crossentropy of y as logits, and its gradient."""
     program, n_out = Program(layer.batch), layer.n_out
     x, d_x = program.matrix("d_y", n_out), program.matrix("d_x", n_out)
-    program.scratch = 2 * tiling.LOSS_ROWS
+    program.scratch = tiling.LOSS_SCRATCH
     targets = {"target": Place("target"), "target_is_labels": 1, "row_values": Place("loss values")}
     settings = program.setting(0.0, 1.0, 1.0)  # no smoothing, not scaled, the mean
     if how == FUSED:
@@ -257,8 +257,8 @@ def draw(results: dict, path: Path) -> None:
             for place, height, is_idle in zip(places, heights, idle, strict=True):
                 style = {"facecolor": "white", "hatch": "////"} if is_idle else {"facecolor": colour}
                 axes.bar(place, height, 0.92 * width, edgecolor=colour, linewidth=0.8, **style)
-                above = height >= 0
-                axes.text(place, height, f"{height:.1f}", ha="center", va="bottom" if above else "top", fontsize=8.5)
+                text, offset = f"{round(height, 1) + 0.0:.1f}", (0, 2 if height >= 0 else -11)
+                axes.annotate(text, (place, height), offset, textcoords="offset points", ha="center", fontsize=8.5)
             axes.bar(0, 0, color=colour, label=part)  # for the legend
         axes.bar(0, 0, facecolor="white", edgecolor=plotting.MUTED, hatch="////", label="not fused by the engine")
         axes.axhline(0.0, color=plotting.MUTED, lw=0.8)
@@ -266,7 +266,8 @@ def draw(results: dict, path: Path) -> None:
         axes.set_xticks(range(len(shapes)), [name.replace(", batch", "\nbatch") for name in names])
         axes.tick_params(axis="x", length=0)
         axes.grid(False, axis="x")
-        axes.margins(y=0.12)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.18 * (high - low))
         axes.set_ylabel("saved, in % of the step with nothing fused")
         axes.set_title(
             "below each layer: its step with everything fused (float32, one core, Adam)", fontweight="normal"

@@ -53,8 +53,8 @@ def measure(
     settings = {
         "shapes": [(batch, width) for width in widths for batch in batches],
         "limit": LIMIT / 10 if quick else LIMIT,
-        "seconds": 0.03 if quick else 0.4,
-        "least_turns": 2 if quick else 4,
+        "seconds": 0.03 if quick else 0.3,
+        "least_turns": 2 if quick else 3,
     }
     by_threads = {}
     for n_threads in (1,) if quick else sorted({1, question.n_cores()}):

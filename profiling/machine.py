@@ -21,7 +21,18 @@ from nbbp.diagnostics import cpu_features, cpu_name
 from profiling.peers.worker import environment, keep_to_cores
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTIONS = ("numba", "llvmlite", "numpy", "scipy", "torch", "jax", "jaxlib", "scikit-learn")
+DISTRIBUTIONS = (
+    "numba",
+    "llvmlite",
+    "numpy",
+    "scipy",
+    "torch",
+    "jax",
+    "jaxlib",
+    "scikit-learn",
+    "tensorflow",
+    "tensorflow-cpu",
+)
 SGEMM_SIZE = 1024
 
 
@@ -61,6 +72,16 @@ def describe() -> dict[str, object]:
         "git_revision": git_revision(),
         "versions": versions(),
     }
+
+
+def caches() -> dict[str, int]:
+    """Bytes of the caches that a core has for data: ``{"L1": 49152, …}``; empty where the system does not tell."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction":
+            found[f"L{level}"] = int(size.removesuffix("K")) << 10
+    return found
 
 
 def _openblas(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:

@@ -14,11 +14,9 @@ Prints a table and saves it as ``population.md`` and ``population.json``.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the folder above holds both packages
@@ -27,7 +25,7 @@ if __package__ in (None, ""):  # run as a script: the folder above holds both pa
 import numpy as np
 
 import nbbp
-from profiling import machine
+from profiling import question
 
 N_IN, N_HIDDEN, N_SAMPLES, BATCH = 8, 16, 1024, 32
 N_STEPS = N_SAMPLES // BATCH
@@ -119,8 +117,10 @@ def pytorch_run(n_networks: int) -> Callable[[], float] | None:
     return run
 
 
-def measure(size: int, epochs: int, seconds: float, pytorch: int) -> dict:
+def measure(quick: bool) -> dict:
     """Every figure, by name."""
+    settings = QUICK if quick else FULL
+    size, epochs, pytorch = settings["size"], settings["epochs"], settings["pytorch"]
     before = nbbp.get_num_threads()
     validate(min(size, 50))
     begin = time.perf_counter()
@@ -132,7 +132,7 @@ def measure(size: int, epochs: int, seconds: float, pytorch: int) -> dict:
     peer = pytorch_run(pytorch)
     if peer is not None:
         runs["pytorch"] = peer
-    best, stop = dict.fromkeys(runs, np.inf), time.perf_counter() + seconds
+    best, stop = dict.fromkeys(runs, np.inf), time.perf_counter() + settings["seconds"]
     try:
         while True:
             best = {name: np.minimum(best[name], run()) for name, run in runs.items()}
@@ -141,7 +141,7 @@ def measure(size: int, epochs: int, seconds: float, pytorch: int) -> dict:
     finally:
         nbbp.set_num_threads(before)
     return {
-        "machine": machine.describe(),
+        **question.conditions(),
         "size": size,
         "making_seconds": making,
         "one_network_step_seconds": best["one network"] / N_STEPS,
@@ -154,7 +154,6 @@ def measure(size: int, epochs: int, seconds: float, pytorch: int) -> dict:
 def table(results: dict) -> str:
     """The figures as Markdown."""
     size, step, peer = results["size"], results["one_network_step_seconds"], results["pytorch_step_seconds"]
-    described = results["machine"]
     lines = [
         f"| {size} networks, an epoch | s | of their steps ÷ threads | in processor time | wanted | PyTorch | wanted |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -168,7 +167,6 @@ def table(results: dict) -> str:
             f"≤ {WANTED_RATIO} | {others} | ≥ {WANTED_SPEEDUP:.0f}× |"
         )
     in_pytorch = "" if peer is None else f", in PyTorch, one network after the other, {peer * 1e6:.0f} µs"
-    versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
     return "\n".join(
         [
             *lines,
@@ -177,27 +175,14 @@ def table(results: dict) -> str:
                 f"One network's step takes {step * 1e6:.2f} µs in `Model.fit`{in_pytorch}; making the population "
                 f"{results['making_seconds']:.2f} s."
             ),
-            "",
-            f"{described['cpu']}, {described['system']}; {versions}; revision {described['git_revision']}.",
-            "",
         ]
     )
 
 
-def main(arguments: list[str] | None = None) -> dict:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few networks and short repeats")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results")
-    given = parser.parse_args(arguments)
-    results = measure(**(QUICK if given.quick else FULL))
-    text = table(results)
-    print(text)
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "population.md").write_text(text, encoding="utf-8")
-    (given.output / "population.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
+    return question.run(sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

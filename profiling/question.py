@@ -9,7 +9,7 @@ A question is a module of this folder with
 ``table(results) -> str``
     The figures as Markdown.
 ``draw(results, path) -> None``
-    The figures as a picture, inside `picture`.
+    The figures as a picture, inside `picture`. (Scripts beside the suite may do without.)
 ``main(argv) -> int``
     `run` of the module.
 
@@ -85,7 +85,7 @@ def time_in_turn(
     Parameters
     ----------
     runs : mapping of name to callable
-        Called once beforehand, which may compile.
+        Each is called once beforehand, which may compile.
     seconds : float
         Of all turns together.
     least_turns : int
@@ -158,9 +158,15 @@ def picture(path: Path, width: float, height: float, title: str) -> Iterator[Fig
         figure.savefig(path, dpi=110)
 
 
+def name_of(file: str) -> str:
+    """The question that a script asks: the script's name, or that of the folder that it is the ``__main__.py`` of."""
+    path = Path(file).resolve()
+    return path.parent.name if path.stem == "__main__" else path.stem
+
+
 def run(module: ModuleType, argv: Sequence[str] | None) -> int:
     """Ask the question of `module`: measure, print the table, write the files. Returns 0."""
-    name, wanted = Path(module.__file__).stem, module.__doc__.split("\n")[0]
+    name, wanted = name_of(module.__file__), module.__doc__.split("\n")[0]
     parser = argparse.ArgumentParser(description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter repeats")
     parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: results beside this file")
@@ -172,7 +178,7 @@ def run(module: ModuleType, argv: Sequence[str] | None) -> int:
     file = arguments.output / f"{name}.json"
     file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(text, encoding="utf-8")
-    if importlib.util.find_spec("matplotlib"):
+    if hasattr(module, "draw") and importlib.util.find_spec("matplotlib"):
         module.draw(results, file.with_suffix(".png"))
     return 0
 
@@ -183,7 +189,7 @@ def hold_threads(file: str) -> None:
     They settle their threads when they are loaded, which is past; so unless the variables say so already, the script
     runs again in a process of its own, and this one ends with its status.
     """
-    n_threads = next(wanted.n_threads for wanted in QUESTIONS if wanted.name == Path(file).stem) or n_cores()
+    n_threads = next(wanted.n_threads for wanted in QUESTIONS if wanted.name == name_of(file)) or n_cores()
     if any(os.environ.get(name) != str(n_threads) for name in THREAD_VARIABLES):
         command = [sys.executable, file, *sys.argv[1:]]
         raise SystemExit(subprocess.run(command, env=environment(n_threads), check=False).returncode)

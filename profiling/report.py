@@ -15,7 +15,8 @@ Results = dict
 _PLAIN = [case.name for case in CASES if not case.layer]
 
 
-def _threads(n_threads: str) -> str:
+def threads_in_words(n_threads: str) -> str:
+    """``1 thread``, ``2 threads``."""
     return "1 thread" if n_threads == "1" else f"{n_threads} threads"
 
 
@@ -38,7 +39,7 @@ def ratio(value: float) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}×"
 
 
-def _cells(results: Results, n_threads: str) -> tuple[list[str], list[list[str]]]:
+def step_table(results: Results, n_threads: str) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of one number of threads: µs per step; in brackets, times nbbp's."""
     measured = results["threads"][n_threads]
     peers = [peer for peer in PEERS if any(peer in row for row in measured["rows"].values())]
@@ -148,7 +149,7 @@ def busy_cores(results: Results) -> list[str]:
     """A warning where several threads multiplied matrices no faster than one: others had the cores."""
     single = results["threads"].get("1")
     return [
-        f"{_threads(n)}: the cores were not free, so these figures say little (sgemm reached "
+        f"{threads_in_words(n)}: the cores were not free, so these figures say little (sgemm reached "
         f"{max(measured['sgemm'].values()) / max(single['sgemm'].values()):.2f} times the rate of one thread)"
         for n, measured in results["threads"].items()
         if single and n != "1" and max(measured["sgemm"].values()) < 1.4 * max(single["sgemm"].values())
@@ -159,7 +160,7 @@ def conditions(results: Results) -> str:
     """Machine, versions, sgemm rates and noise in one paragraph."""
     machine = results["machine"]
     rates = "; ".join(
-        f"{_threads(n)}: " + ", ".join(f"{library} {rate:.0f}" for library, rate in timed["sgemm"].items())
+        f"{threads_in_words(n)}: " + ", ".join(f"{library} {rate:.0f}" for library, rate in timed["sgemm"].items())
         for n, timed in results["threads"].items()
     )
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -182,8 +183,8 @@ def text(results: Results) -> str:
     """Everything, for the terminal."""
     lines = []
     for n_threads in results["threads"]:
-        lines += [f"µs per step, {_threads(n_threads)}; in brackets, times nbbp's", ""]
-        lines += [*_aligned(*_cells(results, n_threads)), ""]
+        lines += [f"µs per step, {threads_in_words(n_threads)}; in brackets, times nbbp's", ""]
+        lines += [*_aligned(*step_table(results, n_threads)), ""]
     for block in (
         goals(results),
         layer_costs(results),
@@ -200,8 +201,8 @@ def markdown(results: Results) -> str:
     """The tables and the conditions, for README.md."""
     lines = []
     for n_threads in results["threads"]:
-        headings, rows = _cells(results, n_threads)
-        lines += [f"µs per step, {_threads(n_threads)} (in brackets, times nbbp's):", ""]
+        headings, rows = step_table(results, n_threads)
+        lines += [f"µs per step, {threads_in_words(n_threads)} (in brackets, times nbbp's):", ""]
         lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         lines += [""]
@@ -240,7 +241,7 @@ def draw(results: Results, file: Path) -> bool:
             [name.replace(" b", "\nbatch ") for name in plain],
             fontsize=8,
         )
-        axes.set(yscale="log", ylabel="µs per step", title=_threads(n_threads))
+        axes.set(yscale="log", ylabel="µs per step", title=threads_in_words(n_threads))
         if index == 0:
             figure.legend(loc="outside upper center", ncols=len(peers) + 1, fontsize=8)
     figure.savefig(file, dpi=110)

@@ -13,13 +13,11 @@ Prints a table and saves it as ``sample_engine.md``, with ``sample_engine.json``
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the folder above holds both packages
@@ -29,7 +27,8 @@ import numpy as np
 from numba import njit
 
 import nbbp
-from profiling import machine
+from nbbp import plotting
+from profiling import question
 from profiling.peers.worker import environment, keep_to_cores
 
 SMALL = (4, 16, 16, 2)
@@ -231,7 +230,7 @@ def measure(quick: bool) -> dict:
         rows[f"4-16-16-2: {suffix}"]["pytorch"] = nanoseconds
     cold, cached = time_compiling()
     return {
-        "machine": machine.describe(),
+        **question.conditions(),
         "rows": rows,
         "partial_fit_nanoseconds": time_partial_fit(n, seconds),
         "compile_seconds": {"cold": cold, "cached": cached},
@@ -246,8 +245,7 @@ def table(results: dict) -> str:
         peer = "" if "pytorch" not in row else f"{row['pytorch']:,.0f} ({row['pytorch'] / row['nanoseconds']:.0f}×)"
         lines.append(f"| {name} | {row['nanoseconds']:,.1f} | {goal} | {peer} |")
     lines.append(f"| 4-16-16-2: partial_fit from Python, Adam | {results['partial_fit_nanoseconds']:,.0f} | ≤ 2000 | |")
-    seconds, described = results["compile_seconds"], results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in described["versions"].items())
+    seconds = results["compile_seconds"]
     return "\n".join(
         [
             *lines,
@@ -256,19 +254,13 @@ def table(results: dict) -> str:
                 f"Compiling all six functions of 4-16-16-2 takes {seconds['cold']:.2f} s (wanted ≤ 2), "
                 f"{seconds['cached']:.3f} s from the cache (wanted ≤ 0.2)."
             ),
-            "",
-            f"{described['cpu']}, {described['system']}; {versions}; revision {described['git_revision']}.",
-            "",
         ]
     )
 
 
-def draw(results: dict, path: Path) -> Path:
+def draw(results: dict, path: Path) -> None:
     """Bars of the rows, with what was wanted."""
-    from nbbp import plotting
-
-    with plotting.style():
-        figure = plotting.new_figure(9.0, 5.2)
+    with question.picture(path, 9.0, 5.2, "One sample in a jitted loop") as figure:
         axes = figure.add_subplot()
         names = list(results["rows"])[::-1]
         times = [results["rows"][name]["nanoseconds"] for name in names]
@@ -284,25 +276,13 @@ def draw(results: dict, path: Path) -> Path:
         axes.set_xlabel("nanoseconds per sample, one core, float32 (log scale)")
         axes.grid(False, axis="y")
         axes.legend(loc="upper right")
-        figure.suptitle("One sample in a jitted loop", fontsize=14, fontweight="bold", x=0.012, ha="left")
-        return plotting.save(figure, path)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few and short repeats")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results")
-    arguments = parser.parse_args()
     keep_to_cores(1)
-    results = measure(arguments.quick)
-    text = table(results)
-    print(text)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "sample_engine.md").write_text(text, encoding="utf-8")
-    (arguments.output / "sample_engine.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"picture: {draw(results, arguments.output / 'sample_engine.png')}")
+    return question.run(sys.modules[__name__], argv)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -13,9 +13,11 @@ short to be shared run on one thread whatever is set (`nbbp.tiling`), so that th
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the folder above holds both packages
@@ -26,6 +28,7 @@ from scipy.optimize import least_squares
 
 import nbbp
 from nbbp import plotting, tiling
+from nbbp.compiling import jit
 from profiling import question
 from profiling.cases import LOSS_TOLERANCE, Case, initial_parameters, reference_losses, training_data
 from profiling.peers.nbbp_peer import Nbbp
@@ -36,6 +39,8 @@ QUICK_BATCHES, QUICK_WIDTHS = (128, 512), (64, 256)
 N_COMPARED = 2
 #: Seconds for all runs of a shape, and of one run at least.
 SECONDS, RUN = 1.5, 0.03
+#: Steps of arithmetic that take some milliseconds.
+_SPINS = 1_000_000
 
 
 def case_of(batch: int, width: int) -> Case:
@@ -111,6 +116,27 @@ def _epochs_within(model: nbbp.Model, x: np.ndarray, y: np.ndarray, case: Case) 
         n_epochs = max(2 * n_epochs, int(0.7 * n_epochs * RUN / elapsed))
 
 
+@jit()
+def _spin(n):
+    """Arithmetic in registers alone, each step waiting for the one before."""
+    x = 1.0
+    for _ in range(n):
+        x = 0.5 * x + 1.0 / x
+    return x
+
+
+def free_cores(threads: Sequence[int], seconds: float) -> dict[str, float]:
+    """How many times the work of one thread that many do at once which share nothing: the cores that were free."""
+    with ThreadPoolExecutor(max(threads)) as pool:
+        runs = {n: functools.partial(_spin_together, pool, n) for n in threads}
+        timed = question.time_in_turn(runs, seconds, stretch=RUN / 4)
+    return {str(n): n * timed[1]["minimum"] / timed[n]["minimum"] for n in threads}
+
+
+def _spin_together(pool: ThreadPoolExecutor, n_threads: int) -> None:
+    list(pool.map(_spin, [_SPINS] * n_threads))
+
+
 def parallel_share(seconds: dict[int, float]) -> float:
     """The share p of Amdahl's law that fits the times by number of threads best, relatively; from 0 to 1."""
     n, ratio = np.array(list(seconds)), np.array(list(seconds.values())) / seconds[1]
@@ -126,10 +152,11 @@ def measure(quick: bool) -> dict[str, object]:
     seconds = SECONDS / 6 if quick else SECONDS
     before = nbbp.get_num_threads()
     try:
+        free = free_cores(threads, seconds)
         shapes = [measure_shape(batch, width, threads, seconds) for width in widths for batch in batches]
     finally:
         nbbp.set_num_threads(before)
-    return {"numbers_of_threads": threads, "shapes": shapes, **question.conditions()}
+    return {"numbers_of_threads": threads, "free_cores": free, "shapes": shapes, **question.conditions()}
 
 
 def speed_up(shape: dict, n_threads: int) -> float:
@@ -150,7 +177,12 @@ def table(results: dict) -> str:
         cells.append(f"{100 * shape['parallel_share']:.0f} %" if shape["is_shared"] else "too short to share")
         rows.append(cells)
     headings = ["width", "batch", "µs, 1 thread", *(f"{n} threads (efficiency)" for n in others), "Amdahl's share"]
-    return question.markdown_table(headings, rows) + "\nThe bits were the same for every number of threads.\n"
+    n = others[-1] if others else 1
+    free = (
+        f"Arithmetic that shares nothing went {results['free_cores'][str(n)]:.2f} times as fast on {n} threads at "
+        "once, which is what the machine left free."
+    )
+    return f"{question.markdown_table(headings, rows)}\nThe bits were the same for every number of threads. {free}\n"
 
 
 def draw(results: dict, path: Path) -> None:
@@ -185,7 +217,8 @@ def _draw_map(figure, axes, results: dict) -> None:
     shared = np.zeros(values.shape, bool)
     for shape in results["shapes"]:
         place = widths.index(shape["width"]), batches.index(shape["batch"])
-        values[place], shared[place] = speed_up(shape, n), shape["is_shared"]
+        shared[place] = shape["is_shared"]
+        values[place] = speed_up(shape, n) if shape["is_shared"] else 1.0
     image = axes.imshow(values, cmap="cividis", vmin=1.0, vmax=max(n, 1.5), aspect="auto", origin="lower")
     for (row, column), value in np.ndenumerate(values):
         ink = plotting.INK if value > 0.5 * (1 + max(n, 1.5)) else "white"

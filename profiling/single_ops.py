@@ -26,15 +26,15 @@ def inside(bound: BoundProgram, name: str, width: int) -> np.ndarray:
     return bound.buffer(name).reshape(bound.program.batch, -1)[:, :width]
 
 
-def choose(bound: BoundProgram, rows: Sequence[int]) -> None:
-    """Let a bound program run these ops alone, cut into the tiles and phases that they have in the whole step."""
+def only(bound: BoundProgram, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Tiles and phases of these ops alone, as they are cut in the whole step, to be given to the bound program."""
     tiles, ends = [], [0]
     for start, stop in zip(bound.program.phases[:-1], bound.program.phases[1:], strict=True):
         for first, last, *ranges in bound.program.tiles[start:stop]:
             tiles += [(row, row + 1, *ranges) for row in rows if first <= row < last]
         if len(tiles) > ends[-1]:
             ends.append(len(tiles))
-    bound.tiles, bound.phases = np.array(tiles, np.int64), np.array(ends, np.int64)
+    return np.array(tiles, np.int64), np.array(ends, np.int64)
 
 
 def steps(bound: BoundProgram, n_steps: int) -> Callable[[], None]:

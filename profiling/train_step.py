@@ -42,7 +42,7 @@ from profiling.cases import (
     training_data,
 )
 from profiling.digits import compare_digits
-from profiling.peers import PEERS, WITHOUT_LAYERS
+from profiling.peers import PEERS, SLOW_TO_START, WITHOUT_LAYERS
 from profiling.peers.worker import PeerError, Worker, save_case
 
 # Seconds between the runs of two peers: threads of the one before may wait in a loop for that long before they sleep.
@@ -186,7 +186,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rows-only", action="store_true", help="neither calls from Python nor the fit on the digits")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (default: 1 2)")
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="default: all")
+    usual = [peer for peer in PEERS if peer not in SLOW_TO_START]
+    parser.add_argument(
+        "--peers", nargs="+", choices=list(PEERS), default=usual, help="default: all but " + ", ".join(SLOW_TO_START)
+    )
     parser.add_argument(
         "--output",
         type=Path,

@@ -125,13 +125,6 @@ def test_one_at_a_time():
     fit(model, Monitor())
 
 
-def test_not_within_a_profile():
-    model = model_of()
-    with nbbp.profile(model), pytest.raises(ValueError, match=r"nbbp\.profile replaces"):
-        fit(model, Monitor())
-    fit(model, Monitor())
-
-
 def test_layers_that_only_pass_numbers_on_are_left_out():
     layers = [Flatten(), Dense(4, "tanh", name="first"), Reshape((2, 2)), Flatten(), Activation("linear"), Dense(3)]
     monitor = Monitor()

@@ -1,5 +1,6 @@
 """nbbp.profile: the same bits, every op named, shares that sum to one, and nothing paid by who does not ask."""
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -206,6 +207,25 @@ def test_a_copy_of_a_profiled_model_is_not_profiled():
     assert report.steps == {}
     with nbbp.profile(twin):
         pass
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_monitored_steps_are_counted(monkeypatch, plan):
+    """A `Monitor` sees the same numbers, and what it costs has a phase of its own."""
+    take_plan(monkeypatch, plan)
+    seen = []
+    for profiles in (False, True):
+        model, monitor = planned_model(plan, NETWORKS["nested"]), nbbp.callbacks.Monitor(every=2)
+        x, y = data_for(plan)
+        with nbbp.profile(model) if profiles else contextlib.nullcontext() as report:
+            model.fit(x, y, batch_size=len(x) // 2, epochs=3, shuffle=False, verbose=0, callbacks=[monitor])
+        seen.append([monitor[quantity].tobytes() for quantity in monitor.quantities])
+    assert seen[0] == seen[1]
+    assert len(monitor.updates) >= 3
+    looks = [op for op in report.ops if op.phase == "monitoring"]
+    assert {op.kernel for op in looks} == {"monitor_rows", "monitor_before", "monitor_after", "monitor_record"}
+    records = [op for op in looks if op.kernel == "monitor_record"]
+    assert [op.calls for op in records] == [len(monitor.updates)] * len(monitor.layers)
 
 
 def test_an_error_ends_the_profile():

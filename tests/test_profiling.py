@@ -177,6 +177,13 @@ def test_machine_is_described():
     assert description["git_revision"]
 
 
+def test_caches_grow_with_their_level():
+    caches = machine.caches()
+    assert list(caches) == sorted(caches)
+    assert list(caches.values()) == sorted(caches.values())
+    assert all(1 << 12 <= size < 1 << 31 for size in caches.values())
+
+
 def test_an_error_in_a_peer_comes_back_with_its_traceback():
     with Worker("nbbp", 1) as worker:
         assert worker("start").startswith("nbbp ")

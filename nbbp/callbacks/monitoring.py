@@ -111,8 +111,6 @@ class Monitor(Callback):
         session = run.model._built
         if session.monitor is not None:
             raise ValueError("one Monitor at a time can look at a model; callbacks has two")
-        if session.watchers:
-            raise ValueError("a Monitor looks at the steps of the ordinary loop, which nbbp.profile replaces")
         self._nodes = monitored(session.network)
         self.layers = [f"{node.path} {_name(node)}" for node in self._nodes]
         self._judged = [k for k, node in enumerate(self._nodes) if node.trainable and _has_parameters(node)]

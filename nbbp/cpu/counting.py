@@ -69,20 +69,23 @@ def now():
 
 
 @jit()
-def run_counted(table, tiles, phases, n_samples, batch, scratch, counts):
-    """`run.run_alone`, each op with its time: from the end of the op before it to its own."""
+def run_counted(table, tiles, phases, due_tiles, due_phases, due, period, n_samples, batch, scratch, counts):
+    """`run.run_alone_monitored`, each op with its time: from the end of the op before it to its own."""
     state = simd.flush_denormals()
     rows_of_table = simd.pointer(simd.address_of(table), int64(0))
-    n_tiles = phases[len(phases) - 1]
     before = read_counter()
     for step in range((n_samples + batch - 1) // batch):
         n_rows = min(batch, n_samples - step * batch)
-        for tile in range(n_tiles):
-            row_start, row_stop = tiles[tile, 2], min(tiles[tile, 3], n_rows)
+        its_tiles, its_phases = tiles, phases
+        if step == due:
+            its_tiles, its_phases = due_tiles, due_phases
+            due += period
+        for tile in range(its_phases[len(its_phases) - 1]):
+            row_start, row_stop = its_tiles[tile, 2], min(its_tiles[tile, 3], n_rows)
             if row_start < row_stop:
-                for op in range(tiles[tile, 0], tiles[tile, 1]):
+                for op in range(its_tiles[tile, 0], its_tiles[tile, 1]):
                     row = simd.advance(rows_of_table, op * ops.N_COLUMNS)
-                    simd.call_kernel(row, step, row_start, row_stop, tiles[tile, 4], tiles[tile, 5], scratch)
+                    simd.call_kernel(row, step, row_start, row_stop, its_tiles[tile, 4], its_tiles[tile, 5], scratch)
                     before = _count(counts, op, before)
     simd.restore_denormals(state)
 
@@ -113,7 +116,7 @@ def ticks_per_reading() -> float:
 
 def compile_counting() -> None:
     """Compile (or load from the cache) the counted loop, on nothing."""
-    nothing = np.zeros((0, ops.N_COLUMNS), np.int64), np.zeros((0, ops.N_TILE_COLUMNS), np.int64)
-    run_counted(*nothing, np.zeros(1, np.int64), 0, 1, 0, np.zeros((0, 2), np.int64))
+    nothing = np.zeros((0, ops.N_TILE_COLUMNS), np.int64), np.zeros(1, np.int64)
+    run_counted(np.zeros((0, ops.N_COLUMNS), np.int64), *nothing, *nothing, 0, 1, 0, 1, 0, np.zeros((0, 2), np.int64))
     ticks_per_reading()
     now()

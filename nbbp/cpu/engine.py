@@ -97,7 +97,7 @@ class BoundProgram:
     seed : int
         Key of the layers' random numbers.
     watchers : list
-        While it holds somebody, runs are theirs: ``watchers[0].run(bound, n_samples)`` (see nbbp/profiler.py).
+        While it holds somebody, runs are theirs: ``watchers[0].run(…)`` (see nbbp/profiler.py).
 
     Attributes
     ----------
@@ -200,25 +200,25 @@ class BoundProgram:
 
     def _run(self, n_samples: int) -> None:
         self.table[:, ops.N_SAMPLES] = n_samples
+        plans = self.table, self.tiles, self.phases, self.due_tiles, self.due_phases, *self._due
         if self.watchers:
-            self.watchers[0].run(self, n_samples)
+            self.watchers[0].run(self.program, plans, n_samples, self.scratch.ctypes.data)
             return
         batch = self.program.batch
         n_threads = self.n_threads()
-        plans = self.table, self.tiles, self.phases, self.due_tiles, self.due_phases
         if n_threads == 1:
             address = self.scratch.ctypes.data
             if self.program.monitored is None:
                 run_alone(self.table, self.tiles, self.phases, n_samples, batch, address)
             else:
-                run_alone_monitored(*plans, *self._due, n_samples, batch, address)
+                run_alone_monitored(*plans, n_samples, batch, address)
             return
         while len(self._team_scratch) < n_threads - 1:
             self._team_scratch.append(aligned(self.program.scratch, self.dtype))
         counters = aligned((1 + n_threads) * LINE, np.int64)
         scratches = [self.scratch, *self._team_scratch[: n_threads - 1]]
         members = [
-            (*plans, *self._due, n_samples, batch, scratch.ctypes.data, counters, thread, n_threads)
+            (*plans, n_samples, batch, scratch.ctypes.data, counters, thread, n_threads)
             for thread, scratch in enumerate(scratches)
         ]
         pool = _threads_beside(n_threads - 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nbbp.augmentation import Augmentation, Custom, Mixup, Noise, Shift
-from nbbp.lowering.base import MIXED_TARGETS, MIXED_WEIGHTS, Lowering, operands
+from nbbp.lowering.base import MIXED_TARGETS, MIXED_WEIGHTS, Lowering, in_phase, operands
 from nbbp.ops import UserFunction
 from nbbp.program import Place, Values
 
@@ -25,6 +25,7 @@ def user_function(augment: Custom, number: int) -> UserFunction:
     return UserFunction(augment.function, f"the function of augmentation {number}")
 
 
+@in_phase("augmentation")
 def augmented(lowering: Lowering, augment: Sequence[Augmentation], x: Values, target_is_labels: bool) -> Values:
     """The ops of all augmentations of the rows x, in their order; where the rows are then."""
     for number, description in enumerate(augment):

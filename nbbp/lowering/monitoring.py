@@ -85,21 +85,23 @@ class Monitoring(Unmonitored):
         if node.path in self._paths and "x" not in self._columns[node.path]:  # not when a part goes forward again
             low, high = saturation(node.layer.activation) if has_ended else (-math.inf, math.inf)
             settings = self.program.setting(low, high, float(self.is_mean))
-            self._columns[node.path] |= {"x": self._rows(f"monitored {node.path}", y, settings), "settings": settings}
+            rows = self._rows(node.path, f"monitored {node.path}", y, settings)
+            self._columns[node.path] |= {"x": rows, "settings": settings}
 
     def gradient(self, node: Node, d_y: Values) -> None:
         if node.path in self._paths:
             settings = self.program.setting(-math.inf, math.inf)
-            rows = self._rows(f"monitored d {node.path}", d_y, settings, loss_scale=self.loss_scale)
+            rows = self._rows(node.path, f"monitored d {node.path}", d_y, settings, loss_scale=self.loss_scale)
             self._columns[node.path]["w"] = rows
 
-    def _rows(self, name: str, values: Values, settings: Place, **columns: int | Place) -> Place:
+    def _rows(self, path: str, name: str, values: Values, settings: Place, **columns: int | Place) -> Place:
         """Op for the sums of every row of a matrix; where they are."""
         self.program.buffers[name] = _PER_FLOAT64 * _N_ROW_SUMS * self.program.batch
-        self.program.add(
-            "monitor_rows", x=Place(values.buffer), x_stride=values.stride, y=Place(name), n_out=values.width,
-            settings=settings, **columns,
-        )  # fmt: skip
+        with self.program.labelled(phase="monitoring", layer=path):
+            self.program.add(
+                "monitor_rows", x=Place(values.buffer), x_stride=values.stride, y=Place(name), n_out=values.width,
+                settings=settings, **columns,
+            )  # fmt: skip
         return Place(name)
 
     def before(
@@ -121,7 +123,8 @@ class Monitoring(Unmonitored):
                 "n_in": (own[0].offset - base) // stride, "n_out": (own[-1].stop - base) // stride,
                 "slot_stride": panel[1] - panel[0], "squares": Place(_SUMS), "n_squares": first, "n_lookups": units,
             }  # fmt: skip
-            program.add("monitor_before", x=gradient, tile_local=int(not isinstance(gradient, Place)), **columns)
+            with program.labelled(phase="monitoring", layer=layer):
+                program.add("monitor_before", x=gradient, tile_local=int(not isinstance(gradient, Place)), **columns)
             self._after.append(columns)
             of_record = self._columns[layer]  # a wide layer's panels lie one behind the other
             of_record.setdefault("squares", Place(_SUMS))
@@ -130,7 +133,8 @@ class Monitoring(Unmonitored):
 
     def after(self) -> None:
         for columns in self._after:
-            self.program.add("monitor_after", **columns)
+            with self.program.labelled(phase="monitoring"):
+                self.program.add("monitor_after", **columns)
 
     def record(self, optimizer: Optimizer) -> None:
         """Ops that put every layer's quantities into the record of the step, behind all others."""
@@ -140,7 +144,9 @@ class Monitoring(Unmonitored):
             if own and not node.trainable:
                 n_parameters = own[-1].stop - own[0].offset
                 columns |= {"parameters": Place("parameters", own[0].offset), "n_parameters": n_parameters}
-            self.program.add("monitor_record", y=Place(VALUES), layer=number, slot_stride=len(self.nodes), **columns)
+            columns |= {"layer": number, "slot_stride": len(self.nodes)}
+            with self.program.labelled(phase="monitoring", layer=node.path):
+                self.program.add("monitor_record", y=Place(VALUES), **columns)
 
 
 def saturation(activation: Activation) -> tuple[float, float]:

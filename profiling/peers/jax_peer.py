@@ -39,14 +39,19 @@ def _hidden(layer: str, z: jax.Array, norms: list[jax.Array], key: jax.Array | N
     return z
 
 
-def _loss(parameters: list[jax.Array], x: jax.Array, y: jax.Array, layer: str, key: jax.Array | None) -> jax.Array:
+def _logits(parameters: list[jax.Array], x: jax.Array, layer: str = "", key: jax.Array | None = None) -> jax.Array:
     weights = next((i for i, p in enumerate(parameters) if i % 2 == 0 and p.ndim == 1), len(parameters))
     keys = [None] * weights if key is None else jax.random.split(key, weights)
     for i in range(0, weights, 2):
         x = x @ parameters[i] + parameters[i + 1]
         if i < weights - 2:
             x = _hidden(layer, x, parameters[weights + i : weights + i + 2], keys[i])
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x), y[:, None], axis=1))
+    return x
+
+
+def _loss(parameters: list[jax.Array], x: jax.Array, y: jax.Array, layer: str, key: jax.Array | None) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(_logits(parameters, x, layer, key))
+    return -jnp.mean(jnp.take_along_axis(log_probabilities, y[:, None], axis=1))
 
 
 def _step(state: tuple, batch: tuple[jax.Array, jax.Array], layer: str, drops: bool) -> tuple[tuple, jax.Array]:
@@ -66,6 +71,7 @@ def _step(state: tuple, batch: tuple[jax.Array, jax.Array], layer: str, drops: b
     return (parameters, first, second, step), loss
 
 
+_jitted_logits = jax.jit(_logits, static_argnums=2)
 _jitted_step = jax.jit(_step, static_argnums=(2, 3), donate_argnums=0)
 
 
@@ -115,6 +121,17 @@ class JaxJit:
         for batch in self.batches[:n_steps]:
             self.state, _ = _jitted_step(self.state, batch, self.case.layer, self._drops)
         jax.block_until_ready(self.state)
+        return time.perf_counter() - begin
+
+    def outputs(self, n: int) -> list[list[float]]:
+        return _jitted_logits(self._start()[0], self.x.reshape(-1, self.case.sizes[0])[:n]).tolist()
+
+    def infer(self, batch: int, n_calls: int) -> float:
+        parameters, x = self.state[0], jax.device_put(self.x.reshape(-1, self.case.sizes[0])[:batch])
+        _jitted_logits(parameters, x).block_until_ready()
+        begin = time.perf_counter()
+        for _ in range(n_calls):
+            _jitted_logits(parameters, x).block_until_ready()
         return time.perf_counter() - begin
 
 

@@ -104,6 +104,18 @@ class Nbbp:
             self.model.predict(sample)
         return (time.perf_counter() - begin) / n_calls
 
+    def outputs(self, n: int) -> list[list[float]]:
+        self._start()
+        return self.model.predict(self.x[:n]).tolist()
+
+    def infer(self, batch: int, n_calls: int) -> float:
+        x = self.x[:batch]
+        self.model.predict(x)
+        begin = time.perf_counter()
+        for _ in range(n_calls):
+            self.model.predict(x)
+        return time.perf_counter() - begin
+
     def fit_digits(self, file: str, seed: int) -> tuple[float, float]:
         """Seconds of a whole fit as `profiling.digits` describes it, and accuracy on the held-out samples."""
         from profiling.digits import BATCH, EPOCHS, HIDDEN

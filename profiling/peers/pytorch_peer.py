@@ -1,7 +1,9 @@
-"""PyTorch, eager, with its fused Adam. Batches are views of one tensor: no shuffle, copy or loader."""
+"""PyTorch, eager and compiled, with its fused Adam. Batches are views of one tensor: no shuffle, copy or loader."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 
 import numpy as np
@@ -89,3 +91,40 @@ class PyTorch:
             for _ in range(n_calls):
                 self.model(sample)
             return (time.perf_counter() - begin) / n_calls
+
+    def outputs(self, n: int) -> list[list[float]]:
+        self._start()
+        with torch.inference_mode():
+            return self.model(torch.cat(self.x)[:n]).tolist()
+
+    def infer(self, batch: int, n_calls: int) -> float:
+        x = torch.cat(self.x)[:batch]
+        with torch.inference_mode():
+            self.model(x)
+            begin = time.perf_counter()
+            for _ in range(n_calls):
+                self.model(x)
+            return time.perf_counter() - begin
+
+
+class PyTorchCompiled(PyTorch):
+    """The same with ``torch.compile`` of network and loss together, for fixed shapes; it needs a C++ compiler."""
+
+    def __init__(self, n_threads: int) -> None:
+        super().__init__(n_threads)
+        if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+            raise ImportError("torch.compile needs a C++ compiler")
+
+    def _start(self, rate: float = DROPOUT_RATE) -> None:
+        super()._start(rate)
+        torch._dynamo.reset()  # of the network before, whose shapes it would go on to guard against
+        plain = self.model
+        self.model = torch.compile(plain, dynamic=False)
+        self.loss_of = torch.compile(lambda x, y: torch.nn.functional.cross_entropy(plain(x), y), dynamic=False)
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss_of(x, y)
+        loss.backward()
+        self.optimizer.step()
+        return loss

@@ -75,6 +75,17 @@ class ScikitLearn:
         self.model.partial_fit(self.x[:n], self.y[:n])
         return time.perf_counter() - begin
 
+    def outputs(self, n: int) -> list[list[float]]:
+        self._start()
+        return self.model.predict_log_proba(self.x[:n]).tolist()
+
+    def infer(self, batch: int, n_calls: int) -> float:
+        x = self.x[:batch]
+        begin = time.perf_counter()
+        for _ in range(n_calls):
+            self.model.predict_proba(x)
+        return time.perf_counter() - begin
+
     def fit_digits(self, file: str, seed: int) -> tuple[float, float]:
         """Seconds of a whole fit as `profiling.digits` describes it, and accuracy on the held-out samples."""
         from profiling.digits import BATCH, EPOCHS, HIDDEN
