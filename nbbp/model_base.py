@@ -16,6 +16,7 @@ from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential, checked_dtype
 from nbbp.optimizers import Optimizer
+from nbbp.placement import checked_device, session_on
 from nbbp.precision import LossScaling, checked_precision, checked_scaling
 from nbbp.quick import OnlineStep
 from nbbp.session import Session
@@ -44,8 +45,6 @@ class ModelBase:
     ) -> None:
         if not isinstance(network, Sequential):
             raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
-        if not isinstance(device, str) or device != "cpu":
-            raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must be an integer from 0 to 2**63 - 1; got {seed!r}")
         if isinstance(metrics, str) or not isinstance(metrics, Sequence):
@@ -55,9 +54,10 @@ class ModelBase:
         self.optimizer = optimizers.get(optimizer)
         self.metrics = tuple(metric_descriptions.get(metric) for metric in metrics)
         check_parts(network, self.loss, self.metrics)
-        self.device, self.seed = device, int(seed)
+        self.seed = int(seed)
         self.dtype = checked_dtype(dtype)
         self.precision = checked_precision(precision, self.dtype)
+        self.device = checked_device(device, self.precision)
         self.loss_scaling = checked_scaling(loss_scaling, self.precision)
         self.history = History()
         self._session: Session | None = None
@@ -69,9 +69,10 @@ class ModelBase:
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "float32" else f", precision={self.precision!r}"
+        device = "" if self.device == "cpu" else f", device={self.device!r}"
         return (
             f"Model({self.network!r}, loss={self.loss!r}, optimizer={self.optimizer!r}, "
-            f"dtype={self.dtype.name!r}, seed={self.seed}{precision})"
+            f"dtype={self.dtype.name!r}, seed={self.seed}{precision}{device})"
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -95,7 +96,7 @@ class ModelBase:
         check_parts(network, self.loss, self.metrics)  # again, now that all sizes are known
         self.network = network
         parts = self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
-        self._session = Session(*parts, self.precision, self.loss_scaling, parameters)
+        self._session = session_on(self.device)(*parts, self.precision, self.loss_scaling, parameters)
         self._name_parameters()
 
     def _name_parameters(self) -> None:
@@ -121,9 +122,11 @@ class ModelBase:
     def parameters(self) -> Mapping[str, np.ndarray]:
         """Every parameter by its name: {"0.weight": (n_in, n_out), "0.bias": (n_out,), …}.
 
-        The arrays are views of `parameter_vector`: what is written into them the model uses.
+        The arrays are views of `parameter_vector`: what is written into them the model uses. On a GPU they are copies
+        on the host, brought up to date whenever the model is asked for them; what is written goes to the GPU with the
+        next call.
         """
-        self._built  # noqa: B018 - raises where there are none
+        self._built.fetch()
         return self._parameters
 
     @property
@@ -131,7 +134,7 @@ class ModelBase:
         """What layers keep from step to step beside their parameters, as `parameters`: running statistics by name,
         {"1.running_mean": (n,), "1.running_variance": (n,), …}.
         """
-        self._built  # noqa: B018 - raises where there are none
+        self._built.fetch()
         return self._state
 
     @property
@@ -144,6 +147,37 @@ class ModelBase:
         """The factor of the loss's gradient in the next training batch; 1 but for precision="fp16"."""
         scale = self._built.loss_scale
         return float(scale[0]) if len(scale) else 1.0
+
+    def to(self, device: str) -> ModelBase:
+        """Move the model to another device, with its parameters, its optimizer's state and where it stands.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda", "auto"}
+
+        Returns
+        -------
+        Model
+            This one. Arrays that were taken of its `parameters` before are no longer its own: ask for them anew.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no CUDA; the message says what is missing and how to install it.
+        ValueError
+            For another device, or a precision that it does not have.
+        """
+        device = checked_device(device, self.precision)
+        if device != self.device:
+            session = self._session
+            if session is not None:
+                with session.lock:
+                    moved = session_on(device).__new__(session_on(device))
+                    moved.__setstate__(session.__getstate__())
+                session = moved
+            self.__dict__.update(device=device, _session=session, _online=None)
+            self._name_parameters()
+        return self
 
     def summary(self) -> str:
         """A table of layers, shapes and parameters."""

@@ -109,7 +109,7 @@ class OnlineStep:
         """One for this model, or False where the sample engine has none for it."""
         limits = _range_of_targets(session.loss, session.dtype)
         fits = session.loss.row_wise or limits is not None
-        fits = fits and session.precision == "float32"
+        fits = fits and session.precision == "float32" and session.takes_quick_steps
         if not fits or session.optimizer.rule == "adafactor" or SampleFunctions.why_not(session.network) is not None:
             return False
         if why_no_training(session.network, session.optimizer) is not None:

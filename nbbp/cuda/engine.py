@@ -1,0 +1,157 @@
+"""The CUDA engine: gives a program memory on the GPU, and runs it as launches of kernels.
+
+It runs the op table that the CPU engine runs, with one difference in how that is written: a program for a GPU takes the
+whole batch at a time (`nbbp.tiling.WHOLE`), so that there is one gradient, each op is one or two launches whose grid
+covers all rows, and tiles, phases and scratch are not read. What is done to a row, and in which order sums are
+taken within an op, is the GPU's own: results agree with the CPU's to rounding, and with themselves to the bit.
+
+A step is a list of launches that was made once, when the program was bound: kernels, grids, blocks and arguments. What
+changes from step to step (which rows, which coefficients, which random numbers) kernels find by a clock on the GPU,
+which the last launch of the step moves on; so nothing is computed on the host in between.
+
+Legend: a bound program owns its workspace; the parameters and slots are the model's (nbbp/cuda/memory.py); everything
+that a caller brings is attached before a run: arrays of the host, or of the GPU, where they then stay.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from nbbp import ops
+from nbbp.cuda import kernels
+from nbbp.cuda.launch import Attached, Binding, Launch
+from nbbp.cuda.memory import Memory
+
+#: Numbers that a buffer's place in the workspace is a multiple of: loads of 128 bits, and float64 in float32 memory.
+_ALIGNED = 32
+#: What the caller reads when a run is over; everything else attached is only read by it.
+_RESULTS = ("loss values", "metric values", "output")
+#: Columns with places in buffers of the model that kernels write.
+_WRITTEN = {
+    "update": (ops.W, ops.SLOT_0, ops.SLOT_1, ops.SLOT_2),
+    "adafactor": (ops.W, ops.SLOT_0),
+    "prepare_gradient": (ops.SLOT_0, ops.SLOT_1),
+    "finish_gradient": (ops.SLOT_1,),
+    "snapshot": (ops.Y,),
+    "batch_norm_forward": (ops.STATE,),
+}
+
+
+class BoundProgram:
+    """A program with memory on the GPU: ready to run on data.
+
+    Parameters
+    ----------
+    program : nbbp.program.Program
+        Written for `nbbp.tiling.WHOLE`.
+    dtype : dtype
+    memory : Memory
+        The model's own buffers ("parameters", "slot 0", …).
+    seed : int
+        Key of the layers' random numbers.
+
+    Attributes
+    ----------
+    buffers : dict of str to device array
+        The model's and the workspace's.
+    launches : list of Launch
+        One step.
+    lock : Lock
+        To be held from `attach` to the end of what the run leaves behind.
+    """
+
+    def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0) -> None:
+        kernels.load()
+        self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
+        self.memory, self.seed = memory, seed
+        with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
+            self.settings = np.array(program.settings, self.dtype)
+        self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
+        self._make_workspace()
+        self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in (self.dtype, np.float64, np.int64)}
+        self.clock = cuda.to_device(np.zeros(kernels.CLOCK_LENGTH, np.int64))
+        self.verdict = cuda.to_device(np.ones(2, np.int64))
+        self.norm = cuda.to_device(np.zeros(1))
+        self.launches: list[Launch] = []
+        self._wanted: set[str] = set()
+        self._first_step = 0
+        self._attached: dict[str, Any] = {}
+        for op in program.ops:
+            Binding(self, op).bind()
+        self.launches.append(Launch(kernels.compiled("next_step", self.dtype), ((1,), (1,)), [self.clock]))
+        self._changes = self._written_buffers()
+
+    def _written_buffers(self) -> list[str]:
+        """The model's buffers that a run may change."""
+        written = set()
+        for op in self.program.ops:
+            for column in _WRITTEN.get(op.kernel, ()):
+                place = op.columns.get(column, 0)
+                written.add(getattr(place, "buffer", None))
+        return sorted(written & set(self.memory.buffers))
+
+    def _make_workspace(self) -> None:
+        places, total = {}, 0
+        for name, length in self.program.buffers.items():
+            places[name] = total
+            total += -(-length // _ALIGNED) * _ALIGNED
+        host = np.zeros(total, self.dtype)
+        for name, column, stride in self.program.ones:
+            host[places[name] :][: self.program.buffers[name]].reshape(-1, stride)[:, column] = 1
+        workspace = cuda.to_device(host) if total else cuda.device_array(0, self.dtype)
+        for name, length in self.program.buffers.items():
+            self.buffers[name] = workspace[places[name] : places[name] + length]
+
+    def nothing(self, dtype: Any = None) -> Any:
+        """An empty array, for an argument that there is none for."""
+        return self._nothing[self.dtype if dtype is None else np.dtype(dtype)]
+
+    def attached(self, name: str, offset: int = 0) -> Attached:
+        """What stands for an array of the caller's until a run."""
+        if offset:
+            raise ValueError(f"a program for CUDA reads {name} from its beginning; got the offset {offset}")
+        self._wanted.add(name)
+        return Attached(name)
+
+    def buffer(self, name: str) -> np.ndarray:
+        """A copy of a workspace buffer on the host."""
+        return self.buffers[name].copy_to_host()
+
+    def attach(self, name: str, array: Any) -> None:
+        """Let the next run read or write the caller's `array` (C-contiguous) under `name`; None for none."""
+        if name in self._wanted:
+            self._attached[name] = array
+
+    def count_from(self, first_step: int) -> None:
+        """Let the next run's steps be these, for the layers' random numbers."""
+        self._first_step = first_step
+
+    def run(self, n_samples: int) -> None:
+        """Run every step of `n_samples` rows of what is attached, and bring the results to the caller's arrays."""
+        n_steps = -(-n_samples // self.program.batch)
+        self.memory.to_device()
+        arrays = {name: self._on_device(name, array, n_steps) for name, array in self._attached.items()}
+        for launch in self.launches:
+            launch.take(arrays)
+        self.clock.copy_to_device(np.array([n_samples, 0, self._first_step], np.int64))
+        for name in self._changes:
+            self.memory.buffers[name].was_written()
+        for _ in range(n_steps):
+            for launch in self.launches:
+                launch()
+        for name, array in self._attached.items():
+            if name.startswith(_RESULTS):
+                arrays[name].copy_to_host(array.reshape(-1))
+        self._attached.clear()
+
+    def _on_device(self, name: str, array: Any, n_steps: int) -> Any:
+        """The device array that a run takes for one of the caller's."""
+        if name.startswith(_RESULTS):
+            return cuda.device_array(array.size, array.dtype)
+        if array is None:
+            return self.nothing(np.int64 if name == "order" else None)
+        if name.startswith("coefficients of"):
+            return cuda.to_device(array[:n_steps].reshape(-1))
+        return self.memory.data(array)
