@@ -45,7 +45,8 @@ class Model(ModelBase):
     optimizer : str or nbbp.optimizers.Optimizer, default "adam"
     metrics : sequence of str or nbbp.metrics.Metric
         What `fit` and `evaluate` report beside the loss.
-    device : {"cpu"}
+    device : {"cpu", "cuda", "auto"}
+        "cuda" needs numba-cuda and an NVIDIA GPU; "auto" takes it where both are. See `to`.
     dtype : {"float32", "float64"}
         Of parameters, data and arithmetic, end to end.
     seed : int
@@ -276,7 +277,7 @@ class Model(ModelBase):
         twin._session.state[:], twin._session.step = self._session.state, self._session.step
         return check_gradients(twin, x, y, positive_integer("max_per_parameter", max_per_parameter))
 
-    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
+    def _batch_of(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
         """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
         n_in = self.network.n_in
         X = features(self.network.form.samples(x, n_in, "x"), n_in, self.dtype, "x", original=x)
@@ -388,7 +389,7 @@ class Model(ModelBase):
     def _describe(self, network: Sequential) -> dict[str, Any]:
         """What `data.source` is told of the model."""
         sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
-        return {**sizes, "loss": self.loss, "dtype": self.dtype}
+        return {**sizes, "loss": self.loss, "dtype": self.dtype, "on_device": self.device == "cuda"}
 
 
 def _resumption(path: str | os.PathLike) -> Resumption:

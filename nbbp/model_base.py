@@ -11,6 +11,7 @@ import numpy as np
 from nbbp import losses, optimizers
 from nbbp import metrics as metric_descriptions
 from nbbp.compatibility import check_parts
+from nbbp.device_data import batch_on_device, is_on_device
 from nbbp.history import History
 from nbbp.losses import Loss
 from nbbp.metrics import Metric
@@ -20,6 +21,7 @@ from nbbp.placement import checked_device, session_on
 from nbbp.precision import LossScaling, checked_precision, checked_scaling
 from nbbp.quick import OnlineStep
 from nbbp.session import Session
+from nbbp.sources import Chunk
 
 __all__ = ["ModelBase"]
 
@@ -117,6 +119,12 @@ class ModelBase:
                 "give n_in to Sequential, or call fit first"
             )
         return self._session
+
+    def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
+        """One batch, checked and converted, where its features lie."""
+        if is_on_device(x):
+            return batch_on_device(x, y, sample_weight, **self._describe(self._built.network))
+        return self._batch_of(x, y, sample_weight)
 
     @property
     def parameters(self) -> Mapping[str, np.ndarray]:

@@ -53,7 +53,7 @@ class OnHost:
 
 
 def checked_device(device: Any, precision: str = "float32") -> str:
-    """ "cpu" or "cuda"; "auto" is the latter where there is a GPU that can be used.
+    """The device's name, "cpu" or "cuda"; "auto" is the latter where there is a GPU that can be used.
 
     Raises
     ------

@@ -315,7 +315,7 @@ class Session(OnHost):
         bound = self._program(
             ("gradient", n, labels),
             lambda: programs.training_program(
-                self.network, self.loss, None, (), n, labels, precision=self.precision, plan=self.plan
+                self.network, self.loss, None, (), n, labels, False, self.precision, self.plan
             ),
         )
         with bound.lock:

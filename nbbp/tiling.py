@@ -51,7 +51,7 @@ def work(shapes: Sequence[tuple[int, int]], batch: int) -> float:
 
 
 def plan(shapes: Sequence[tuple[int, int]], batch: int, by_rows: bool = False) -> str:
-    """Which of the CPU's three ways; with `by_rows` one that takes rows through all layers, as custom layers need it."""
+    """Which of the CPU's ways; with `by_rows` one that takes rows through all layers, as custom layers need it."""
     if not by_rows and any(is_wide(n_in * n_out) for n_in, n_out in shapes):
         return WIDE
     return PARTIAL if batch > partial_rows(shapes, batch) else ALONE

@@ -44,6 +44,7 @@ MUST_NOT_IMPORT = {
     "nbbp.scalars": (*DESCRIPTIONS, *ENGINES, *GRAPHS, "nbbp.program", "nbbp.model", "nbbp.validation"),
     "nbbp.program": ("nbbp.model",),
     "nbbp.cpu": (*DESCRIPTIONS, *GRAPHS, "nbbp.cuda", "nbbp.program", "nbbp.model"),
+    "nbbp.cuda": (*DESCRIPTIONS, *GRAPHS, "nbbp.cpu", "nbbp.program", "nbbp.model"),
 }
 
 

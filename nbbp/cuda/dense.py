@@ -89,9 +89,7 @@ def product(number, variant):
     a_shape, b_shape = (depth, height + _PADDING), (depth, width + _PADDING)
     zero, over_rows, transposed = number(0), layout == OVER_ROWS, layout == TRANSPOSED
 
-    def product(
-        clock, batch, y, y_stride, x, x_stride, w, w_stride, bias, floor, n_in, n_out, part_rows, part_stride
-    ):
+    def product(clock, batch, y, y_stride, x, x_stride, w, w_stride, bias, floor, n_in, n_out, part_rows, part_stride):
         if unaligned:
             a = cuda.shared.array(a_shape, number)
             b = cuda.shared.array(b_shape, number)
@@ -210,6 +208,4 @@ def bind_product(op: Binding) -> None:
         *operands, n_in, n_out, part_rows, part_stride, variant=(OVER_ROWS, tile),
     )  # fmt: skip
     if n_parts > 1:
-        op.launch(
-            "sum_of_parts", flat(part_stride), y, y_stride, parts, part_stride, n_parts, n_in, n_out
-        )
+        op.launch("sum_of_parts", flat(part_stride), y, y_stride, parts, part_stride, n_parts, n_in, n_out)

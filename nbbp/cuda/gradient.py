@@ -132,7 +132,7 @@ def finish_gradient(number, variant):
 
 @kernel(INTEGERS, INTEGER, ARRAY, INTEGERS, INTEGER)
 def count_rows(number, variant):
-    """count[0] = the rows behind the sum of gradients, with those of this batch if its losses are finite. One thread."""
+    """count[0] = the rows behind the sum of gradients, with this batch's if its losses are finite. One thread."""
     zero = number(0)
 
     def count_rows(clock, batch, count, verdict, accumulation):
@@ -163,9 +163,7 @@ def bind_prepare(op: Binding) -> None:
 def bind_finish(op: Binding) -> None:
     """A stretch of the gradient; one of them counts the rows first."""
     if op.has(ops.SLOT_1):
-        op.launch(
-            "count_rows", ((1,), (1,)), op.clock, op.batch, op.array(ops.SLOT_1), *conditions(op)
-        )
+        op.launch("count_rows", ((1,), (1,)), op.clock, op.batch, op.array(ops.SLOT_1), *conditions(op))
     norm = op.bound.norm if op.has(ops.SQUARES) else op.bound.nothing(np.float64)
     start, stop = op[ops.N_IN], op[ops.N_OUT]
     op.launch(

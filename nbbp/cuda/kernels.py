@@ -9,8 +9,8 @@ Legend: what changes from step to step lies on the GPU, so that a step is the sa
 (3,) int64 holds the rows of the run, the step within it, and the training batches before the run. A matrix has a row
 stride in numbers; `batch` is the rows of a whole batch, and a kernel computes how many this step really has.
 
-No kernel adds floating-point numbers in an order that depends on timing: sums are taken by one thread, or by the threads
-of one block whose parts are then added in their order. So the same seed gives the same bits, run after run.
+No kernel adds floating-point numbers in an order that depends on timing: sums are taken by one thread, or by the
+threads of one block whose parts are then added in their order. So the same seed gives the same bits, run after run.
 
 On the simulator (NUMBA_ENABLE_CUDASIM=1) a thread is a thread of Python and costs milliseconds: blocks are a few
 threads there, and grids a few blocks. Kernels take any block and grid of these shapes.

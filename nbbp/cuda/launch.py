@@ -83,9 +83,7 @@ class Launch:
 
     def __init__(self, kernel: Any, shape: tuple[tuple, tuple], arguments: list) -> None:
         self.kernel, self.shape, self.arguments = kernel, shape, arguments
-        self.attached = [
-            (place, value.name) for place, value in enumerate(arguments) if isinstance(value, Attached)
-        ]
+        self.attached = [(place, value.name) for place, value in enumerate(arguments) if isinstance(value, Attached)]
 
     def take(self, arrays: Mapping[str, Any]) -> None:
         """Let the next launches go to these arrays of the caller's, by name."""

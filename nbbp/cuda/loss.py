@@ -39,7 +39,7 @@ _SHAPE = (ROWS, ROW_LANES)
 )  # fmt: skip
 def loss(number, variant):
     """row_values[r], and y = d loss / d x unless y is empty; x, y (batch, width), target (n, width)."""
-    is_binary, zero, one, half = variant == _BINARY, number(0), number(1), number(0.5)
+    is_binary, one, half = variant == _BINARY, number(1), number(0.5)
 
     def loss(
         clock, batch, y, y_stride, x, x_stride, width, target, target_stride, order, weights, row_values, parameter,

@@ -15,6 +15,11 @@ from numba import cuda
 
 from nbbp.cuda.kernels import SIMULATED
 
+if SIMULATED:
+    from types import SimpleNamespace
+
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
 #: Share of the free memory of the GPU that data may take whole; larger data go there chunk by chunk.
 _SHARE_OF_DATA = 0.5
 
@@ -99,4 +104,7 @@ def fits(n_bytes: int) -> bool:
 
 def device_array(x: Any) -> Any:
     """An object with `__cuda_array_interface__` as a device array of Numba, of the same memory."""
-    return x if SIMULATED else cuda.as_cuda_array(x)
+    if not SIMULATED:
+        return cuda.as_cuda_array(x)
+    interface = x.__cuda_array_interface__  # on the simulator, the host's memory is the GPU's
+    return FakeCUDAArray(np.asarray(SimpleNamespace(__array_interface__=interface)))

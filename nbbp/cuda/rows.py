@@ -114,4 +114,3 @@ def bind_reduce(op: Binding) -> None:
     """The sum of partial gradients: a program for a GPU has one of them, which is where it belongs."""
     if op.has(ops.X):
         raise NotImplementedError("a program for CUDA has one gradient, in one place")
-

@@ -18,7 +18,10 @@ _SHAPE = (ROWS, ROW_LANES)
 
 @kernel(*_KINDS, variants=("softmax", "log_softmax"))
 def softmax_forward(number, variant):
-    """y = exp(x - max x) / sum of these, per row, or its logarithm; x, y (batch, width), the same or apart. Writes y."""
+    """y = exp(x - max x) / sum of these, per row, or its logarithm; x, y (batch, width), the same or apart.
+
+    Writes y.
+    """
     zero, lowest, takes_log = number(0), number("-inf"), variant == "log_softmax"
 
     def softmax_forward(clock, batch, y, y_stride, x, x_stride, width):
