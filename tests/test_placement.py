@@ -26,7 +26,7 @@ def _without_numba_cuda(monkeypatch, _no_simulator):
 
 
 @pytest.fixture
-def _numba_cuda(monkeypatch, _no_simulator):
+def numba_cuda(monkeypatch, _no_simulator):
     """numba-cuda as it would be there; what it says of a GPU is set by the test."""
     present = types.SimpleNamespace(is_available=lambda: True, cuda_error=lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
@@ -57,23 +57,23 @@ def test_auto_is_the_cpu_where_there_is_no_cuda():
     assert model("cpu").to("auto").device == "cpu"
 
 
-def test_a_gpu_that_cannot_be_used_is_told(_numba_cuda):
+def test_a_gpu_that_cannot_be_used_is_told(numba_cuda):
     assert placement.why_no_cuda() is None
-    _numba_cuda.is_available = lambda: False
+    numba_cuda.is_available = lambda: False
     assert "finds no GPU and driver that it can use. nvidia-smi" in placement.why_no_cuda()
-    _numba_cuda.cuda_error = lambda: "driver too old"
+    numba_cuda.cuda_error = lambda: "driver too old"
     assert "(driver too old)" in placement.why_no_cuda()
 
     def fails():
         raise OSError("libcuda.so.1")
 
-    _numba_cuda.is_available = fails
+    numba_cuda.is_available = fails
     assert "(OSError: libcuda.so.1)" in placement.why_no_cuda()
     assert placement.checked_device("auto") == "cpu"
 
 
 @pytest.mark.usefixtures("_no_simulator")
-def test_precisions_of_16_bits_stay_on_the_cpu(_numba_cuda):
+def test_precisions_of_16_bits_stay_on_the_cpu(numba_cuda):
     assert placement.checked_device("auto", "bf16") == "cpu"
     with pytest.raises(ValueError, match="precision 'bf16' is not on CUDA yet; expected 'float32' with device='cuda'"):
         placement.checked_device("cuda", "bf16")

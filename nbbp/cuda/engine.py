@@ -7,20 +7,24 @@ taken within an op, is the GPU's own: results agree with the CPU's to rounding, 
 
 A step is a list of launches that was made once, when the program was bound: kernels, grids, blocks and arguments. What
 changes from step to step (which rows, which coefficients, which random numbers) kernels find by a clock on the GPU,
-which the last launch of the step moves on; so nothing is computed on the host in between.
+which the last launch of the step moves on; so nothing is computed on the host in between, and runs of many steps are
+launched as graphs (nbbp/cuda/graph.py).
 
 Legend: a bound program owns its workspace; the parameters and slots are the model's (nbbp/cuda/memory.py); everything
-that a caller brings is attached before a run: arrays of the host, or of the GPU, where they then stay.
+that a caller brings is attached before a run: arrays of the host, for which the program has places on the GPU that stay
+from run to run, or of the GPU, where they then stay.
 """
 
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
 from nbbp import ops
-from nbbp.cuda import kernels
+from nbbp.compiling import interrupts_wait
+from nbbp.cuda import graph, kernels
 from nbbp.cuda.launch import Attached, Binding, Launch
 from nbbp.cuda.memory import Memory
 
@@ -70,6 +74,7 @@ class BoundProgram:
             self.settings = np.array(program.settings, self.dtype)
         self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
         self._make_workspace()
+        self.stream = cuda.stream()
         self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in (self.dtype, np.float64, np.int64)}
         self.clock = cuda.to_device(np.zeros(kernels.CLOCK_LENGTH, np.int64))
         self.verdict = cuda.to_device(np.ones(2, np.int64))
@@ -78,9 +83,12 @@ class BoundProgram:
         self._wanted: set[str] = set()
         self._first_step = 0
         self._attached: dict[str, Any] = {}
+        self._places: dict[str, Any] = {}
+        self._graph: tuple[tuple, graph.StepGraph] | None = None
+        self._driver = graph.driver()
         for op in program.ops:
             Binding(self, op).bind()
-        self.launches.append(Launch(kernels.compiled("next_step", self.dtype), ((1,), (1,)), [self.clock]))
+        self.launches.append(Launch(kernels.compiled("next_step", self.dtype), ((1,), (1,)), [self.clock], self.stream))
         self._changes = self._written_buffers()
 
     def _written_buffers(self) -> list[str]:
@@ -138,20 +146,67 @@ class BoundProgram:
         self.clock.copy_to_device(np.array([n_samples, 0, self._first_step], np.int64))
         for name in self._changes:
             self.memory.buffers[name].was_written()
-        for _ in range(n_steps):
-            for launch in self.launches:
-                launch()
+        with interrupts_wait():  # Ctrl-C is heard when the steps are done
+            self._run(n_steps, arrays)
         for name, array in self._attached.items():
             if name.startswith(_RESULTS):
                 arrays[name].copy_to_host(array.reshape(-1))
         self._attached.clear()
 
+    def _run(self, n_steps: int, arrays: dict[str, Any]) -> None:
+        """Launch the steps: most of them as graphs, where these are to be had and pay."""
+        left = n_steps
+        if self._driver is not None and n_steps >= graph.LEAST_STEPS:
+            self._step()  # everything is loaded once it has run
+            left -= 1
+            steps = self._recorded(arrays)
+            while steps is not None and left >= steps.n_steps:
+                steps.launch()
+                left -= steps.n_steps
+        for _ in range(left):
+            self._step()
+        self.stream.synchronize()
+
+    def _recorded(self, arrays: dict[str, Any]) -> graph.StepGraph | None:
+        """The steps on these arrays as a graph; None, with a warning, where the driver will not have it."""
+        key = tuple((name, _address(array)) for name, array in arrays.items())
+        if self._graph is None or self._graph[0] != key:
+            try:
+                self._graph = key, graph.StepGraph(self._driver, self.stream, self._step, graph.STEPS)
+            except RuntimeError as error:
+                self._driver = None
+                warnings.warn(f"steps are launched one by one, which is slower: {error}", RuntimeWarning, stacklevel=2)
+                return None
+        return self._graph[1]
+
+    def _step(self) -> None:
+        for launch in self.launches:
+            launch()
+
     def _on_device(self, name: str, array: Any, n_steps: int) -> Any:
         """The device array that a run takes for one of the caller's."""
-        if name.startswith(_RESULTS):
-            return cuda.device_array(array.size, array.dtype)
         if array is None:
             return self.nothing(np.int64 if name == "order" else None)
+        if name.startswith(_RESULTS):
+            return self._place(name, array.size, array.dtype)
         if name.startswith("coefficients of"):
-            return cuda.to_device(array[:n_steps].reshape(-1))
-        return self.memory.data(array)
+            array = array[:n_steps]
+        elif not isinstance(array, np.ndarray):
+            return array.reshape(array.size)
+        elif self.memory.keeps(name):
+            return self.memory.data(array)
+        place = self._place(name, array.size, array.dtype)
+        place.copy_to_device(array.reshape(-1))
+        return place
+
+    def _place(self, name: str, n: int, dtype: Any) -> Any:
+        """Memory of this program's for `n` numbers that come or go under a name: as before, if that is enough."""
+        place = self._places.get(name)
+        if place is None or place.size < n or place.dtype != dtype:
+            place = self._places[name] = cuda.device_array(n, dtype)
+        return place[:n]
+
+
+def _address(array: Any) -> int:
+    """Where a device array lies; 0 for an empty one."""
+    return array.__cuda_array_interface__["data"][0] or 0

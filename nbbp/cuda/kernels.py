@@ -16,16 +16,19 @@ On the simulator (NUMBA_ENABLE_CUDASIM=1) a thread is a thread of Python and cos
 threads there, and grids a few blocks. Kernels take any block and grid of these shapes.
 """
 
+import functools
 import importlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba import config, cuda, types
-from numba.core.errors import NumbaError
+from numba.core.errors import NumbaError, NumbaPerformanceWarning
 
+from nbbp.compiling import fingerprint, interrupts_wait
 from nbbp.ops import UserFunction
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
@@ -110,12 +113,42 @@ def compiled(name: str, dtype: Any, variant: Any = 0) -> Any:
     with _making:
         if key not in _compiled:
             try:
-                _compiled[key] = cuda.jit(signature(name, dtype))(function(name, dtype, variant))
+                _compiled[key] = _dispatcher(name, dtype, variant)
             except NumbaError as error:
                 if not isinstance(variant, UserFunction):
                     raise
                 raise TypeError(f"{variant.label} does not compile for {np.dtype(dtype)} on CUDA:\n{error}") from error
     return _compiled[key]
+
+
+def configured(kernel: Any, grid: tuple, block: tuple, stream: Any) -> Callable:
+    """What launches a kernel on this grid: of the arguments."""
+    if SIMULATED:  # where a kernel keeps one configuration
+        return lambda *arguments: kernel[grid, block](*arguments)
+    with warnings.catch_warnings():  # small grids are what small networks have
+        warnings.simplefilter("ignore", NumbaPerformanceWarning)
+        return kernel[grid, block, stream]
+
+
+@functools.cache
+def _stamp() -> str:
+    """What machine code of this process is made from."""
+    return fingerprint(("cuda", "scalars", "compiling.py", "ops.py"))
+
+
+def _dispatcher(name: str, dtype: Any, variant: Any) -> Any:
+    """The kernel, compiled or from the cache on disk, whose key holds every file that it comes from."""
+    dispatcher = cuda.jit(function(name, dtype, variant))
+    if SIMULATED:
+        return dispatcher
+    if not isinstance(variant, UserFunction):  # Numba's cache cannot know what another function does
+        dispatcher.enable_caching()
+        file = dispatcher._cache._cache_file
+        file._source_stamp = (file._source_stamp, _stamp())
+    with interrupts_wait():
+        dispatcher.compile(signature(name, dtype).args)
+    dispatcher.disable_compile()
+    return dispatcher
 
 
 def function(name: str, dtype: Any, variant: Any) -> Callable:

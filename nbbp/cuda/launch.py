@@ -79,10 +79,11 @@ class Launch:
     shape : (grid, block)
     arguments : list
         Device arrays and numbers; `Attached` where the caller's arrays come.
+    stream : stream
     """
 
-    def __init__(self, kernel: Any, shape: tuple[tuple, tuple], arguments: list) -> None:
-        self.kernel, self.shape, self.arguments = kernel, shape, arguments
+    def __init__(self, kernel: Any, shape: tuple[tuple, tuple], arguments: list, stream: Any) -> None:
+        self._configured, self.arguments = kernels.configured(kernel, *shape, stream), arguments
         self.attached = [(place, value.name) for place, value in enumerate(arguments) if isinstance(value, Attached)]
 
     def take(self, arrays: Mapping[str, Any]) -> None:
@@ -91,7 +92,7 @@ class Launch:
             self.arguments[place] = arrays[name]
 
     def __call__(self) -> None:
-        self.kernel[self.shape](*self.arguments)
+        self._configured(*self.arguments)
 
 
 class Binding:
@@ -145,4 +146,4 @@ class Binding:
     def launch(self, name: str, shape: tuple[tuple, tuple], *arguments: Any, variant: Any = 0) -> None:
         """Add a launch of a kernel."""
         found = kernels.compiled(name, self.bound.dtype, variant)
-        self.bound.launches.append(Launch(found, shape, list(arguments)))
+        self.bound.launches.append(Launch(found, shape, list(arguments), self.bound.stream))

@@ -8,6 +8,7 @@ them, because a view does not say that it was written); to the host when the mod
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ if SIMULATED:
 
 #: Share of the free memory of the GPU that data may take whole; larger data go there chunk by chunk.
 _SHARE_OF_DATA = 0.5
+#: Arrays that stay on the GPU at most: features, targets and weights to train and to validate on, and what batches of
+#: an iterable bring.
+_MOST_KEPT = 8
 
 
 class Mirrored:
@@ -67,7 +71,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.buffers: dict[str, Mirrored] = {}
-        self._kept: dict[int, tuple[np.ndarray, Any]] | None = None
+        self._kept: OrderedDict[int, tuple[np.ndarray, Any]] | None = None
 
     def add(self, name: str, host: np.ndarray) -> None:
         """Mirror a host array."""
@@ -84,16 +88,19 @@ class Memory:
 
     def keep_data(self, keeps: bool) -> None:
         """Whether data stay on the GPU from one run to the next, because nobody changes them meanwhile."""
-        self._kept = {} if keeps else None
+        self._kept = OrderedDict() if keeps else None
 
-    def data(self, array: Any) -> Any:
-        """A flat device array with these numbers: the caller's own memory if it is on the GPU."""
-        if not isinstance(array, np.ndarray):
-            return array.reshape(array.size)
-        if self._kept is None:
-            return cuda.to_device(array.reshape(-1))
+    def keeps(self, name: str) -> bool:
+        """Whether data of this name are to be kept now; the order of rows is another one every time."""
+        return self._kept is not None and name != "order"
+
+    def data(self, array: np.ndarray) -> Any:
+        """A flat device array with these numbers, which is kept."""
         if id(array) not in self._kept:
+            while len(self._kept) >= _MOST_KEPT:
+                self._kept.popitem(last=False)
             self._kept[id(array)] = array, cuda.to_device(array.reshape(-1))  # the array itself, so that its id stays
+        self._kept.move_to_end(id(array))
         return self._kept[id(array)][1]
 
 

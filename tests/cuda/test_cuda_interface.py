@@ -56,12 +56,29 @@ def test_a_buffer_is_copied_where_it_has_changed():
 
 def test_data_stay_on_the_gpu_while_they_are_kept():
     memory, x = Memory(), np.arange(6.0).reshape(3, 2)
-    assert memory.data(x) is not memory.data(x)
+    assert not memory.keeps("X")
     memory.keep_data(True)
+    assert memory.keeps("X")
+    assert not memory.keeps("order")
     assert memory.data(x) is memory.data(x)
+    np.testing.assert_array_equal(memory.data(x).copy_to_host(), x.ravel())
+    first = memory.data(x)
+    for _ in range(20):  # batches of an iterable: what lies there is bounded
+        memory.data(np.zeros(3))
+    assert len(memory._kept) <= 8
+    assert memory.data(x) is not first
     memory.keep_data(False)
-    x[0] = 9
-    assert memory.data(x).copy_to_host()[0] == 9
+    assert not memory.keeps("X")
+
+
+def test_data_that_change_between_calls_are_sent_again():
+    models = twins(LAYERS, 5, LOSS)
+    x, y = batch_of(models[0], 3)
+    for _ in range(2):
+        assert_near(models[1].predict(x), models[0].predict(x))
+        assert_same_steps(*models, [(x, y)])
+        x *= 0.5
+        y[:] = y[::-1].copy()
 
 
 def test_parameters_are_up_to_date_when_asked_for():

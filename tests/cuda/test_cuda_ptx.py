@@ -8,6 +8,7 @@ pytest.importorskip("numba_cuda")
 
 from profiling.cuda_registers import everything, figures, ptx_of, ptxas
 
+pytestmark = pytest.mark.slow
 KERNELS = list(everything())
 #: What every kernel is compiled for; products, whose registers matter, for all four.
 TARGETS = [("float32", (9, 0)), ("float64", (8, 0))]
