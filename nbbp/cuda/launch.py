@@ -110,7 +110,15 @@ class Binding:
         self.batch, self.clock = bound.program.batch, bound.clock
 
     def bind(self) -> None:
-        """Add the op's launches."""
+        """Add the op's launches.
+
+        Raises
+        ------
+        NotImplementedError
+            If there is no kernel for it.
+        """
+        if self.kernel not in _binders:
+            raise NotImplementedError(f"{self.kernel} is not on CUDA yet; expected device='cpu' for it")
         _binders[self.kernel](self)
 
     def __getitem__(self, column: int) -> int:
