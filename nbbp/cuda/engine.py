@@ -8,7 +8,8 @@ taken within an op, is the GPU's own: results agree with the CPU's to rounding, 
 A step is a list of launches that was made once, when the program was bound: kernels, grids, blocks and arguments. What
 changes from step to step (which rows, which coefficients, which random numbers) kernels find by a clock on the GPU,
 which the last launch of the step moves on; so nothing is computed on the host in between, and runs of many steps are
-launched as graphs (nbbp/cuda/graph.py).
+launched as graphs (nbbp/cuda/graph.py), or, for small chains of dense layers, all steps as one kernel
+(nbbp/cuda/chain.py).
 
 Legend: a bound program owns its workspace; the parameters and slots are the model's (nbbp/cuda/memory.py); everything
 that a caller brings is attached before a run: arrays of the host, for which the program has places on the GPU that stay
@@ -25,7 +26,8 @@ from numba import cuda
 from nbbp import ops
 from nbbp.compiling import interrupts_wait
 from nbbp.cuda import graph, kernels
-from nbbp.cuda.launch import Attached, Binding, Launch
+from nbbp.cuda.chain_programs import N_STEPS, chain_launch, chain_of
+from nbbp.cuda.launch import Attached, Binding, Launch, launch_of
 from nbbp.cuda.memory import Memory
 
 #: Numbers that a buffer's place in the workspace is a multiple of: loads of 128 bits, and float64 in float32 memory.
@@ -86,9 +88,12 @@ class BoundProgram:
         self._places: dict[str, Any] = {}
         self._graph: tuple[tuple, graph.StepGraph] | None = None
         self._driver = graph.driver()
-        for op in program.ops:
-            Binding(self, op).bind()
-        self.launches.append(Launch(kernels.compiled("next_step", self.dtype), ((1,), (1,)), [self.clock], self.stream))
+        chain = chain_of(program, self.settings)
+        self._chain = None if chain is None else chain_launch(self, chain)
+        if self._chain is None:
+            for op in program.ops:
+                Binding(self, op).bind()
+            self.launches.append(launch_of(self, "next_step", ((1,), (1,)), [self.clock]))
         self._changes = self._written_buffers()
 
     def _written_buffers(self) -> list[str]:
@@ -141,7 +146,7 @@ class BoundProgram:
         n_steps = -(-n_samples // self.program.batch)
         self.memory.to_device()
         arrays = {name: self._on_device(name, array, n_steps) for name, array in self._attached.items()}
-        for launch in self.launches:
+        for launch in self.launches if self._chain is None else (self._chain,):
             launch.take(arrays)
         self.clock.copy_to_device(np.array([n_samples, 0, self._first_step], np.int64))
         for name in self._changes:
@@ -156,7 +161,11 @@ class BoundProgram:
     def _run(self, n_steps: int, arrays: dict[str, Any]) -> None:
         """Launch the steps: most of them as graphs, where these are to be had and pay."""
         left = n_steps
-        if self._driver is not None and n_steps >= graph.LEAST_STEPS:
+        if self._chain is not None:
+            self._chain.arguments[N_STEPS] = n_steps
+            self._chain()
+            left = 0
+        elif self._driver is not None and n_steps >= graph.LEAST_STEPS:
             self._step()  # everything is loaded once it has run
             left -= 1
             steps = self._recorded(arrays)

@@ -68,6 +68,7 @@ _MODULES = (
     "noise",
     "embedding",
     "scan",
+    "chain",
 )
 
 

@@ -95,6 +95,11 @@ class Launch:
         self._configured(*self.arguments)
 
 
+def launch_of(bound: Any, name: str, shape: tuple[tuple, tuple], arguments: list, variant: Any = 0) -> Launch:
+    """A launch of a kernel of the registry, for a bound program."""
+    return Launch(kernels.compiled(name, bound.dtype, variant), shape, arguments, bound.stream)
+
+
 class Binding:
     """One op of a program that is being bound: its columns as numbers and arrays, and where its launches go.
 
@@ -153,5 +158,4 @@ class Binding:
 
     def launch(self, name: str, shape: tuple[tuple, tuple], *arguments: Any, variant: Any = 0) -> None:
         """Add a launch of a kernel."""
-        found = kernels.compiled(name, self.bound.dtype, variant)
-        self.bound.launches.append(Launch(found, shape, list(arguments), self.bound.stream))
+        self.bound.launches.append(launch_of(self.bound, name, shape, list(arguments), variant))

@@ -5,7 +5,7 @@ from.
 import numpy as np
 from numba import cuda
 
-from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, NUMBER, compiled, kernel
+from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, NUMBER, compiled, configured, kernel
 from nbbp.cuda.launch import flat
 
 #: Larger than any index.
@@ -68,6 +68,6 @@ def first_row_not_summing_to_one(number, variant):
 def first(name: str, dtype: np.dtype, n: int, *arguments: object) -> int:
     """What one of these kernels finds among `n` numbers or rows; -1 if nothing."""
     found = cuda.to_device(np.array([_NONE]))
-    compiled(name, dtype)[flat(n)](*arguments, found)
+    configured(compiled(name, dtype), *flat(n), 0)(*arguments, found)
     index = int(found.copy_to_host()[0])
     return -1 if index == _NONE else index

@@ -8,10 +8,17 @@ from cuda_cases import assert_same_standing, batch_of, twins
 from engine_cases import label
 
 from nbbp import losses
-from nbbp.cuda import graph
+from nbbp.cuda import chain, graph, kernels
 from nbbp.layers import Dense
 
+pytestmark = pytest.mark.skipif(not kernels.SIMULATED, reason="the driver is made up")
 LOSS = losses.Crossentropy()
+
+
+@pytest.fixture(autouse=True)
+def _general_path(monkeypatch):
+    """Steps of small chains are no graph."""
+    monkeypatch.setattr(chain, "MOST_WORK", 0)
 
 
 class Driver:

@@ -40,7 +40,7 @@ def run_product(variant, rows, n_in, n_out, dtype, grid=2, floor=-np.inf, with_b
     part_rows = -(-rows // parts)
     clock = cuda.to_device(np.array([3 * batch + rows, 3, 0]))
     number = np.dtype(dtype).type
-    kernels.compiled("product", dtype, variant)[(grid, parts), tile.threads](
+    kernels.configured(kernels.compiled("product", dtype, variant), (grid, parts), (tile.threads,), 0)(
         clock, batch, y, stride, cuda.to_device(x.ravel()), x.shape[1], cuda.to_device(w.ravel()), w.shape[1],
         cuda.to_device(bias), number(floor), n_in, n_out, part_rows, (m + 1) * stride,
     )  # fmt: skip
@@ -81,9 +81,8 @@ def test_parts_of_a_batch_add_up(parts):
     assert_near(found.sum(axis=0), expected)
     flat = np.ascontiguousarray(found).reshape(parts, -1)
     total = cuda.to_device(np.full(5 * 8, 7.0))
-    kernels.compiled("sum_of_parts", "float64")[launch.flat(30)](
-        total, 8, cuda.to_device(flat.ravel()), 30, parts, 5, 6
-    )
+    add = kernels.configured(kernels.compiled("sum_of_parts", "float64"), *launch.flat(30), 0)
+    add(total, 8, cuda.to_device(flat.ravel()), 30, parts, 5, 6)
     total = total.copy_to_host().reshape(5, 8)
     assert_near(total[:, :6], expected)
     assert (total[:, 6:] == 7).all()

@@ -18,7 +18,7 @@ CASES += [(name, variant, *target) for name, variant in KERNELS for target in OF
 #: Kernels that add up in float64 whatever the dtype: losses, metrics, norms of gradients; the rate of a mask.
 TAKE_FLOAT64 = (
     "loss", "losses_are_finite", "gradient_is_finite", "crossentropy", "nll", "metric", "adafactor",
-    "prepare_gradient", "finish_gradient", "dropout", "stochastic_depth", "first_row_not_summing_to_one",
+    "prepare_gradient", "finish_gradient", "train_chain", "dropout", "stochastic_depth", "first_row_not_summing_to_one",
 )  # fmt: skip
 #: A thread may hold so many on every GPU that numba-cuda supports.
 MOST_REGISTERS = 255
