@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from nbbp.precision import LossScaling, checked_precision, checked_scaling
 from nbbp.quick import OnlineStep
 from nbbp.session import Session
 from nbbp.sources import Chunk
+
+if TYPE_CHECKING:
+    from nbbp.device_functions import CudaFunctions
 
 __all__ = ["ModelBase"]
 
@@ -186,6 +189,25 @@ class ModelBase:
             self.__dict__.update(device=device, _session=session, _online=None)
             self._name_parameters()
         return self
+
+    def as_cuda_device(self) -> CudaFunctions:
+        """The network as device functions of one sample, to be called from your own ``@cuda.jit`` kernels.
+
+        Returns
+        -------
+        CudaFunctions
+            `predict`, `loss_and_gradient`, `input_gradient` and `backpropagate`; they take the parameters as a flat
+            array such as `parameter_vector`, sent to the GPU, and memory of a thread to work in.
+
+        Raises
+        ------
+        ValueError
+            If the sizes are not known yet, or a layer is neither dense nor an activation.
+        """
+        self._built  # noqa: B018 - raises where there are no parameters
+        from nbbp.device_functions import CudaFunctions  # which knows CUDA
+
+        return CudaFunctions(self.network, self.loss, self.dtype)
 
     def summary(self) -> str:
         """A table of layers, shapes and parameters."""

@@ -6,6 +6,10 @@ import pytest
 
 pytest.importorskip("numba_cuda")
 
+from nbbp.device_functions import CudaFunctions
+from nbbp.layers import Dense
+from nbbp.losses import Crossentropy
+from nbbp.network import Sequential
 from profiling.cuda_registers import everything, figures, ptx_of, ptxas
 
 pytestmark = pytest.mark.slow
@@ -47,6 +51,35 @@ def test_kernels_compile_without_spills(name, variant, dtype, cc, record_propert
     record_property("registers", found.registers)
     assert (found.stack, found.spills) == (0, 0)
     assert 0 < found.registers <= MOST_REGISTERS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_networks_in_kernels_of_the_users_own(dtype, monkeypatch):
+    """Their scratch is local memory, and nothing else of them is."""
+    from types import SimpleNamespace
+
+    from numba import cuda, types
+    from numba.cuda import dispatcher
+
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
+    network = Sequential([Dense(8, "tanh"), Dense(4, "gelu"), Dense(3, "softmax")], n_in=5)
+    functions = CudaFunctions(network, Crossentropy(), dtype)
+    predict, backpropagate, n = functions.predict, functions.backpropagate, functions.n_scratch
+    loss_and_gradient = functions.loss_and_gradient
+    number = getattr(types, dtype)
+
+    def kernel(parameters, x, out, d, gradient, back, total):
+        scratch = cuda.local.array(n, number)
+        predict(parameters, x, out, scratch)
+        backpropagate(parameters, x, d, gradient, back, scratch)
+        total[0] = loss_and_gradient(parameters, x, 2, gradient, scratch)
+
+    ptx, _ = cuda.compile_ptx(kernel, (number[::1],) * 6 + (types.float64[::1],), cc=(9, 0))
+    assert ".visible .entry" in ptx
+    if ptxas() is not None:
+        found = figures(ptx, (9, 0), ptxas())
+        assert found.spills == 0
+        assert found.stack <= 8 * (n + 32)
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
