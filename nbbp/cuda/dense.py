@@ -73,13 +73,15 @@ def tile_for(m: int, n: int) -> Tile:
 
 @kernel(
     INTEGERS, INTEGER, ARRAY, INTEGER, ARRAY, INTEGER, ARRAY, INTEGER, ARRAY, NUMBER, INTEGER, INTEGER, INTEGER,
-    INTEGER, variants=VARIANTS,
+    INTEGER, ARRAY, INTEGER, variants=VARIANTS,
 )  # fmt: skip
 def product(number, variant):
     """Y = max(floor, bias + A·B); `variant` is the layout and the tile.
 
     Of a batch that is cut, part p has the rows from p · `part_rows` on and writes Y `part_stride` numbers further each;
-    p is blockIdx.y. `bias` may be empty. Writes Y, which must overlap nothing.
+    p is blockIdx.y. Empty arrays: no bias, no gate (m, n). An input gradient (TRANSPOSED) has no bias and no floor but
+    a gate, perhaps: Y is 0 where that is not positive, so that it has come back through the rectifier that gave it.
+    Writes Y, which must overlap nothing.
     """
     layout, tile = variant
     height, width, depth, tall, wide = tile.height, tile.width, tile.depth, tile.tall, tile.wide
@@ -89,7 +91,10 @@ def product(number, variant):
     a_shape, b_shape = (depth, height + _PADDING), (depth, width + _PADDING)
     zero, over_rows, transposed = number(0), layout == OVER_ROWS, layout == TRANSPOSED
 
-    def product(clock, batch, y, y_stride, x, x_stride, w, w_stride, bias, floor, n_in, n_out, part_rows, part_stride):
+    def product(
+        clock, batch, y, y_stride, x, x_stride, w, w_stride, bias, floor, n_in, n_out, part_rows, part_stride, gate,
+        gate_stride,
+    ):  # fmt: skip
         if unaligned:
             a = cuda.shared.array(a_shape, number)
             b = cuda.shared.array(b_shape, number)
@@ -154,10 +159,14 @@ def product(number, variant):
                     r, c = top + down + i, left + right + j
                     if r < m and c < n_out:
                         value = sums[i, j]
-                        if bias.size > 0:
-                            value += bias[c]
-                        # a comparison with NaN is false, which keeps it
-                        y[cuda.blockIdx.y * part_stride + r * y_stride + c] = floor if value < floor else value
+                        if transposed:
+                            if gate.size > 0 and gate[r * gate_stride + c] <= zero:
+                                value = zero
+                        else:
+                            if bias.size > 0:
+                                value += bias[c]
+                            value = floor if value < floor else value  # false for NaN, which stays
+                        y[cuda.blockIdx.y * part_stride + r * y_stride + c] = value
 
     return product
 
@@ -188,13 +197,14 @@ def bind_product(op: Binding) -> None:
     tile = tile_for(m, n_out)
     n_tiles = math.ceil(m / tile.height) * math.ceil(n_out / tile.width)
     y, y_stride = op.array(ops.Y), op[ops.Y_STRIDE]
+    gate = op.array(ops.KEPT), op[ops.KEPT_STRIDE]
     operands = op.array(ops.X), op[ops.X_STRIDE], op.array(ops.W), op[ops.W_STRIDE], op.array(ops.BIAS), op.setting(0)
     if not over_rows:
         layout = TRANSPOSED if op[ops.LAYOUT] == _LAYOUT_TRANSPOSED else FORWARD
         grid = (min(n_tiles, 2 if SIMULATED else 2**31 - 1), 1)
         op.launch(
             "product", (grid, (tile.threads,)), op.clock, op.batch, y, y_stride, *operands, n_in, n_out, 0, 0,
-            variant=(layout, tile),
+            *gate, variant=(layout, tile),
         )  # fmt: skip
         return
     n_parts = max(1, min(_BUSY // n_tiles, op.batch // _ROWS_OF_PART, _MOST_PARTS))
@@ -205,7 +215,7 @@ def bind_product(op: Binding) -> None:
         parts = op.scratch(n_parts * part_stride)
     op.launch(
         "product", ((min(n_tiles, MOST_BLOCKS), n_parts), (tile.threads,)), op.clock, op.batch, parts, stride,
-        *operands, n_in, n_out, part_rows, part_stride, variant=(OVER_ROWS, tile),
+        *operands, n_in, n_out, part_rows, part_stride, *gate, variant=(OVER_ROWS, tile),
     )  # fmt: skip
     if n_parts > 1:
         op.launch("sum_of_parts", flat(part_stride), y, y_stride, parts, part_stride, n_parts, n_in, n_out)

@@ -14,7 +14,7 @@ SIZES = [(1, 1, 1), (5, 3, 7), (17, 9, 4), (4, 8, 16)]
 OF_GPUS = [(layout, Tile(32, 32, 16, 2, 2)) for layout in (FORWARD, TRANSPOSED, OVER_ROWS)]
 
 
-def run_product(variant, rows, n_in, n_out, dtype, grid=2, floor=-np.inf, with_bias=True, parts=1):
+def run_product(variant, rows, n_in, n_out, dtype, grid=2, floor=-np.inf, with_bias=True, parts=1, gated=False):
     """The product on random numbers with gaps between its rows, and what it should be; and what it must not touch."""
     layout, tile = variant
     rng = np.random.default_rng(rows + n_in + n_out)
@@ -27,6 +27,7 @@ def run_product(variant, rows, n_in, n_out, dtype, grid=2, floor=-np.inf, with_b
         with_bias = False
     else:
         shape = (n_out, n_in + 2) if layout == TRANSPOSED else (n_in, n_out + 2)
+        with_bias = with_bias and layout != TRANSPOSED
         w = rng.standard_normal(shape).astype(dtype)
         matrix = w[:, :n_in].T if layout == TRANSPOSED else w[:, :n_out]
         expected = x[:rows, :n_in].astype(float) @ matrix
@@ -36,6 +37,9 @@ def run_product(variant, rows, n_in, n_out, dtype, grid=2, floor=-np.inf, with_b
     expected = np.maximum(expected + (bias if with_bias else 0), floor)
     stride = n_out + 1
     m = len(expected)
+    gate = np.maximum(rng.standard_normal((m, n_out + 2)), 0).astype(dtype) if gated else np.zeros((0, 0), dtype)
+    if gated:
+        expected = np.where(gate[:, :n_out] > 0, expected, 0)
     y = cuda.to_device(np.full(parts * (m + 1) * stride, 7, dtype))
     part_rows = -(-rows // parts)
     clock = cuda.to_device(np.array([3 * batch + rows, 3, 0]))
@@ -43,6 +47,7 @@ def run_product(variant, rows, n_in, n_out, dtype, grid=2, floor=-np.inf, with_b
     kernels.configured(kernels.compiled("product", dtype, variant), (grid, parts), (tile.threads,), 0)(
         clock, batch, y, stride, cuda.to_device(x.ravel()), x.shape[1], cuda.to_device(w.ravel()), w.shape[1],
         cuda.to_device(bias), number(floor), n_in, n_out, part_rows, (m + 1) * stride,
+        cuda.to_device(gate.ravel()), n_out + 2,
     )  # fmt: skip
     found = y.copy_to_host().reshape(parts, m + 1, stride)
     assert (found[:, m] == 7).all(), "written behind the last row"
@@ -62,6 +67,13 @@ def test_products(variant, sizes, dtype):
 def test_products_in_tiles_of_gpus(variant):
     (found,), expected = run_product(variant, 33, 17, 35, "float32", grid=1)
     assert_near(found, expected, "float32")
+
+
+@pytest.mark.parametrize("variant", VARIANTS[len(dense.TILES) : 2 * len(dense.TILES)], ids=str)
+def test_products_through_a_rectifier(variant):
+    (found,), expected = run_product(variant, 9, 5, 6, "float64", gated=True)
+    assert_near(found, expected)
+    assert (found == 0).any()
 
 
 def test_products_with_a_floor_keep_nan():
