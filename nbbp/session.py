@@ -172,8 +172,9 @@ class Session(OnHost):
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
             return programs.training_program(
-                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision, self.plan
-            )
+                self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision,
+                plan=self.plan,
+            )  # fmt: skip
 
         return self._program(("train", batch, labels, keeps_good), make)
 
@@ -315,7 +316,7 @@ class Session(OnHost):
         bound = self._program(
             ("gradient", n, labels),
             lambda: programs.training_program(
-                self.network, self.loss, None, (), n, labels, False, self.precision, self.plan
+                self.network, self.loss, None, (), n, labels, precision=self.precision, plan=self.plan
             ),
         )
         with bound.lock:
