@@ -16,6 +16,7 @@ On the simulator (NUMBA_ENABLE_CUDASIM=1) a thread is a thread of Python and cos
 threads there, and grids a few blocks. Kernels take any block and grid of these shapes.
 """
 
+import contextlib
 import functools
 import importlib
 import threading
@@ -143,9 +144,10 @@ def _dispatcher(name: str, dtype: Any, variant: Any) -> Any:
     if SIMULATED:
         return dispatcher
     if not isinstance(variant, UserFunction):  # Numba's cache cannot know what another function does
-        dispatcher.enable_caching()
-        file = dispatcher._cache._cache_file
-        file._source_stamp = (file._source_stamp, _stamp())
+        with contextlib.suppress(RuntimeError, OSError):  # where no folder takes the cache
+            dispatcher.enable_caching()
+            file = dispatcher._cache._cache_file
+            file._source_stamp = (file._source_stamp, _stamp())
     with interrupts_wait():
         dispatcher.compile(signature(name, dtype).args)
     dispatcher.disable_compile()

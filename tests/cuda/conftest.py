@@ -3,6 +3,7 @@ of their own); without either of them only kernels are compiled, to PTX, where n
 """
 
 import importlib.util
+from pathlib import Path
 
 import numba
 
@@ -12,11 +13,10 @@ SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 RUNS = why_no_cuda() is None
 COMPILES = not SIMULATED and importlib.util.find_spec("numba_cuda") is not None
 
-collect_ignore_glob = [] if RUNS else ["test_*.py"]
-if RUNS and not COMPILES:
-    collect_ignore_glob = ["test_cuda_ptx.py"]
-elif COMPILES and not RUNS:
-    collect_ignore_glob = ["test_cuda_[!p]*.py"]
+TO_PTX = "test_cuda_ptx.py"
+collect_ignore = [] if RUNS else [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != TO_PTX]
+if not COMPILES:
+    collect_ignore.append(TO_PTX)
 
 if SIMULATED:
     import simulated_blocks

@@ -2,14 +2,18 @@
 
 import re
 
+import numpy as np
 import pytest
+from numba import njit
 
 pytest.importorskip("numba_cuda")
 
+from nbbp.cuda import kernels
 from nbbp.device_functions import CudaFunctions
 from nbbp.layers import Dense
 from nbbp.losses import Crossentropy
 from nbbp.network import Sequential
+from nbbp.ops import UserFunction
 from profiling.cuda_registers import everything, figures, ptx_of, ptxas
 
 pytestmark = pytest.mark.slow
@@ -80,6 +84,44 @@ def test_networks_in_kernels_of_the_users_own(dtype, monkeypatch):
         found = figures(ptx, (9, 0), ptxas())
         assert found.spills == 0
         assert found.stack <= 8 * (n + 32)
+
+
+@njit
+def cubed(v):
+    return v * v * v
+
+
+@njit(error_model="numpy")
+def cube_forward(parameters, x, y):
+    for i in range(x.size):
+        y[i] = parameters[i] * cubed(x[i]) + np.tanh(x[i])
+
+
+@njit(error_model="numpy")
+def cube_backward(parameters, x, y, d_y, d_x, gradient):
+    for i in range(x.size):
+        t = np.tanh(x[i])
+        d_x[i] = (3 * parameters[i] * x[i] * x[i] + 1 - t * t) * d_y[i]
+        gradient[i] += cubed(x[i]) * d_y[i]
+
+
+@pytest.mark.parametrize(("name", "function"), [("custom_forward", cube_forward), ("custom_backward", cube_backward)])
+def test_layers_of_the_users_own(name, function):
+    """Jitted for the CPU, with what they call: they are compiled for the GPU as they stand."""
+    ptx = ptx_of(name, "float32", UserFunction(function, "a layer"), (9, 0))
+    assert ".visible .entry" in ptx
+
+
+@pytest.mark.parametrize("name", ["product", "update", "crossentropy"])
+def test_kernels_are_cached_by_all_sources(name):
+    """Their key on disk holds every file that machine code comes from; making it needs no GPU."""
+    from numba import cuda
+
+    variant = next(variant for other, variant in KERNELS if other == name)
+    dispatcher = cuda.jit(kernels.function(name, "float32", variant))
+    dispatcher.enable_caching()
+    assert isinstance(dispatcher._cache._cache_file._source_stamp, tuple)
+    assert kernels._stamp() == kernels._stamp()
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
