@@ -272,7 +272,7 @@ class Model(ModelBase):
             The largest relative error of every parameter; prints as a table.
         """
         self._built  # noqa: B018 - raises where there are no parameters
-        twin = Model(self.network, self.loss, self.optimizer, dtype="float64", seed=self.seed)
+        twin = Model(self.network, self.loss, self.optimizer, dtype="float64", seed=self.seed, device=self.device)
         twin.parameter_vector[:] = self.parameter_vector
         twin._session.state[:], twin._session.step = self._session.state, self._session.step
         return check_gradients(twin, x, y, positive_integer("max_per_parameter", max_per_parameter))
