@@ -7,7 +7,8 @@ has a copy that programs run on. They are brought into step at these points, and
 - to the host, whenever the session (or the model, for its `parameters`, `parameter_vector` and `state`) is asked for
   them, and at the end of `fit`.
 
-So a view that was taken before a `train_step` shows that step's numbers as soon as the model is asked for any of them.
+So a view that was taken before a `train_step` shows that step's numbers as soon as the model is asked for any of them;
+to write into it before would lose numbers, and the next call refuses.
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ class ModelBase:
         """Every parameter by its name: {"0.weight": (n_in, n_out), "0.bias": (n_out,), …}.
 
         The arrays are views of `parameter_vector`: what is written into them the model uses. On a GPU they are copies
-        on the host, brought up to date whenever the model is asked for them; what is written goes to the GPU with the
-        next call.
+        on the host, brought up to date whenever the model is asked for them, which has to be before you write into
+        them; what is written goes to the GPU with the next call.
         """
         self._built.fetch()
         return self._parameters

@@ -3,7 +3,8 @@
 Legend: a buffer of the model (parameters, optimizer slots, state) has a host array, which the model's owner reads and
 writes, and a device array, which programs run on. They are brought into step where one of them is wanted and the other
 is newer: from the host before a run, if its numbers have changed since they were last the same (found by comparing
-them, because a view does not say that it was written); to the host when the model is asked for them.
+them, because a view does not say that it was written); to the host when the model is asked for them. Who writes into an
+old view while the GPU has newer numbers would lose one or the other, and is told so.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ class Mirrored:
     ----------
     host : ndarray (n,)
         Stays the host's copy.
+    name : str
+        What messages call it.
 
     Attributes
     ----------
     device : device array (n,)
     """
 
-    def __init__(self, host: np.ndarray) -> None:
-        self.host = host
+    def __init__(self, host: np.ndarray, name: str = "numbers") -> None:
+        self.host, self.name = host, name
         self.device = cuda.to_device(host)
         self._same = host.copy()
         self._device_is_newer = False
@@ -56,10 +59,22 @@ class Mirrored:
         return self.host
 
     def to_device(self) -> None:
-        """Bring the device's copy into step, unless it is the newer one."""
-        if not self._device_is_newer and not np.array_equal(self.host.view(np.uint8), self._same.view(np.uint8)):
-            self.device.copy_to_device(self.host)
-            self._same[:] = self.host
+        """Bring the device's copy into step.
+
+        Raises
+        ------
+        RuntimeError
+            If both copies have changed since they were last the same.
+        """
+        if np.array_equal(self.host.view(np.uint8), self._same.view(np.uint8)):
+            return
+        if self._device_is_newer:
+            raise RuntimeError(
+                f"the {self.name} of this model were written on the host while the GPU had newer ones: ask the model "
+                "for them (model.parameters, model.state) before you write into them"
+            )
+        self.device.copy_to_device(self.host)
+        self._same[:] = self.host
 
     def was_written(self) -> None:
         """A run may have changed the device's copy."""
@@ -75,7 +90,7 @@ class Memory:
 
     def add(self, name: str, host: np.ndarray) -> None:
         """Mirror a host array."""
-        self.buffers[name] = Mirrored(host)
+        self.buffers[name] = Mirrored(host, name)
 
     def host(self, name: str) -> np.ndarray:
         """A buffer's host copy, in step."""

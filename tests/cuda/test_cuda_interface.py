@@ -117,6 +117,19 @@ def test_what_is_written_into_parameters_counts():
     assert_same_steps(*models, [(x, y)])
 
 
+def test_what_would_be_lost_is_refused():
+    """A view from before a step is written, while the step's numbers are on the GPU alone."""
+    models = twins(LAYERS, 5, LOSS)
+    x, y = batch_of(models[0], 3)
+    view = models[1].parameters["0.weight"]
+    models[1].train_step(x, y)
+    view[:] = 1
+    with pytest.raises(RuntimeError, match=r"the parameters of this model were written on the host while the GPU had"):
+        models[1].train_step(x, y)
+    models[1].parameters["0.weight"][:] = 1
+    models[1].train_step(x, y)
+
+
 # moving, saving, copying ----------------------------------------------------------------------------------------------
 
 
