@@ -20,7 +20,7 @@ from nbbp.cuda.verdict import GRADIENT_FINE, LOSSES_FINE, conditions, is_update,
 from nbbp.ops import N_COEFFICIENTS
 from nbbp.scalars.updates import penalized_gradient
 
-_THREADS = 4 if SIMULATED else 512
+THREADS = 4 if SIMULATED else 512
 
 
 @kernel(
@@ -32,7 +32,7 @@ def adafactor(number, variant):
     zero = number(0)
 
     def adafactor(clock, w, g, kept, coefficients, n_rows, n_columns, is_matrix, verdict, accumulation):
-        sum_of = cuda.shared.array(_THREADS, np.float64)
+        sum_of = cuda.shared.array(THREADS, np.float64)
         place = place_among(clock[FIRST_STEP], clock[STEP], accumulation)
         if not is_update(verdict[LOSSES_FINE], verdict[GRADIENT_FINE], place, accumulation):
             return
@@ -45,26 +45,26 @@ def adafactor(number, variant):
             eps_gradient = precision
         # the root mean square of w, and the gradient with its penalties
         total = 0.0
-        for i in range(thread, n, _THREADS):
+        for i in range(thread, n, THREADS):
             if l2 != zero or l1 != zero:
                 g[i] = penalized_gradient(w[i], g[i], l2, l1)
             total += np.float64(w[i]) * np.float64(w[i])
         sum_of[thread] = total
         cuda.syncthreads()
         total = 0.0
-        for k in range(_THREADS):
+        for k in range(THREADS):
             total += sum_of[k]
         step_size = max(eps_scale, math.sqrt(total / n)) * coefficients[line + 4]
         # the moments
         if is_matrix != 0:
-            for i in range(thread, n_rows + n_columns, _THREADS):
+            for i in range(thread, n_rows + n_columns, THREADS):
                 total, count = 0.0, n_columns if i < n_rows else n_rows
                 for k in range(count):
                     value = np.float64(g[i * n_columns + k] if i < n_rows else g[k * n_columns + i - n_rows])
                     total += value * value
                 kept[i] += share * (number(total / count) - kept[i])
         else:
-            for i in range(thread, n, _THREADS):
+            for i in range(thread, n, THREADS):
                 kept[i] += share * (g[i] * g[i] - kept[i])
         cuda.syncthreads()
         mean, first_column = 1.0, 0
@@ -75,7 +75,7 @@ def adafactor(number, variant):
             mean = max(mean / n_rows, eps_gradient)
         # the update, and its root mean square; comparisons keep NaN, which max might not
         floor, total = number(max(eps_gradient * eps_gradient, smallest)), 0.0
-        for i in range(thread, n, _THREADS):
+        for i in range(thread, n, THREADS):
             moment = kept[first_column + i % n_columns]
             if is_matrix != 0:
                 moment *= number(np.float64(kept[i // n_columns]) / mean)
@@ -86,11 +86,11 @@ def adafactor(number, variant):
         sum_of[thread] = total
         cuda.syncthreads()
         total = 0.0
-        for k in range(_THREADS):
+        for k in range(THREADS):
             total += sum_of[k]
         clipped = math.sqrt(total / n) / threshold
         factor = number(step_size / (1.0 if clipped < 1.0 else clipped))
-        for i in range(thread, n, _THREADS):
+        for i in range(thread, n, THREADS):
             w[i] = w[i] * kept_share - factor * g[i]
 
     return adafactor
@@ -100,6 +100,6 @@ def adafactor(number, variant):
 def bind_adafactor(op: Binding) -> None:
     """One parameter."""
     op.launch(
-        "adafactor", ((1,), (_THREADS,)), op.clock, op.array(ops.W), op.array(ops.X), op.array(ops.SLOT_0),
+        "adafactor", ((1,), (THREADS,)), op.clock, op.array(ops.W), op.array(ops.X), op.array(ops.SLOT_0),
         op.array(ops.COEFFICIENTS), op[ops.N_IN], op[ops.N_OUT], op[ops.IS_MATRIX], *conditions(op),
     )  # fmt: skip

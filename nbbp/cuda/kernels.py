@@ -40,7 +40,7 @@ MOST_BLOCKS = 2 if SIMULATED else 4096
 #: Threads that share a row, and rows of a block, in kernels that take sums over rows.
 ROW_LANES, ROWS = (2, 2) if SIMULATED else (8, 32)
 #: Threads that share a column, and columns of a block, in kernels that take sums over columns.
-COLUMN_LANES, COLUMNS = (2, 2) if SIMULATED else (32, 8)
+COLUMN_LANES, COLUMNS = (2, 2) if SIMULATED else (64, 8)
 
 #: Places in the clock.
 N_SAMPLES, STEP, FIRST_STEP = 0, 1, 2

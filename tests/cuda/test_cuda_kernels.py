@@ -112,7 +112,7 @@ def test_tiles_are_as_large_as_there_are_enough_of_them():
 @pytest.mark.parametrize(("n_rows", "width"), [(1, 1), (3, 2), (1000, 1), (2, 1000), (10**7, 10**5)])
 def test_shapes_of_grids(n_rows, width):
     for grid, block in (launch.matrix(n_rows, width), launch.row_sums(n_rows), launch.column_sums(width)):
-        assert 1 <= np.prod(block) <= max(kernels.THREADS, kernels.ROWS * kernels.ROW_LANES)
+        assert 1 <= np.prod(block) <= max(kernels.THREADS, kernels.COLUMNS * kernels.COLUMN_LANES)
         assert all(1 <= size <= kernels.MOST_BLOCKS for size in grid)
     grid, block = launch.flat(n_rows)
     assert grid[0] * block[0] >= min(n_rows, kernels.MOST_BLOCKS * kernels.THREADS)

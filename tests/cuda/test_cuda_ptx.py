@@ -8,7 +8,7 @@ from numba import njit
 
 pytest.importorskip("numba_cuda")
 
-from nbbp.cuda import kernels
+from nbbp.cuda import adafactor, kernels
 from nbbp.device_functions import CudaFunctions
 from nbbp.layers import Dense
 from nbbp.losses import Crossentropy
@@ -28,8 +28,17 @@ TAKE_FLOAT64 = (
     "loss", "losses_are_finite", "gradient_is_finite", "crossentropy", "nll", "metric", "adafactor",
     "prepare_gradient", "finish_gradient", "train_chain", "dropout", "stochastic_depth", "first_row_not_summing_to_one",
 )  # fmt: skip
-#: A thread may hold so many on every GPU that numba-cuda supports.
-MOST_REGISTERS = 255
+#: A thread may hold so many registers, and all threads of a block together, on every GPU that numba-cuda supports.
+MOST_REGISTERS, MOST_OF_BLOCK = 255, 1 << 16
+
+
+def threads_of(name, variant) -> int:
+    """Threads of a block of this kernel."""
+    if name == "product":
+        return variant[1].threads
+    if name in ("batch_norm_statistics", "batch_norm_sums", "norm_of_rows_gradient"):
+        return kernels.COLUMN_LANES * kernels.COLUMNS
+    return adafactor.THREADS if name == "adafactor" else kernels.THREADS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +64,7 @@ def test_kernels_compile_without_spills(name, variant, dtype, cc, record_propert
     record_property("registers", found.registers)
     assert (found.stack, found.spills) == (0, 0)
     assert 0 < found.registers <= MOST_REGISTERS
+    assert found.registers * threads_of(name, variant) <= MOST_OF_BLOCK
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
