@@ -88,8 +88,9 @@ class BoundProgram:
         self._first_step = 0
         self._attached: dict[str, Any] = {}
         self._places: dict[str, Any] = {}
-        self._graph: tuple[tuple, graph.StepGraph] | None = None
-        self._driver = graph.driver()
+        self._graphs: dict[int, graph.StepGraph] = {}
+        self._last_places: tuple = ()
+        self._has_run, self._driver = False, graph.driver()
         chain = chain_of(program, self.settings)
         self._chain = None if chain is None else chain_launch(self, chain)
         if self._chain is None:
@@ -161,38 +162,51 @@ class BoundProgram:
         self._attached.clear()
 
     def _run(self, n_steps: int, arrays: dict[str, Any]) -> None:
-        """Launch the steps: most of them as graphs, where these are to be had and pay."""
+        """Launch the steps: as graphs, where these are to be had and pay, which is in long runs and repeated ones."""
         left = n_steps
         if self._chain is not None:
             self._chain.arguments[N_STEPS] = n_steps
             self._chain()
             left = 0
-        elif self._driver is not None and n_steps >= graph.LEAST_STEPS:
-            self._step()  # everything is loaded once it has run
-            left -= 1
-            steps = self._recorded(arrays)
-            while steps is not None and left >= steps.n_steps:
-                steps.launch()
-                left -= steps.n_steps
+        elif self._driver is not None:
+            places = tuple((name, _address(array)) for name, array in arrays.items())
+            if places != self._last_places:
+                self._graphs.clear()
+            if n_steps >= graph.LEAST_STEPS or places == self._last_places:
+                left = self._launch_graphs(n_steps)
+            self._last_places = places
         for _ in range(left):
             self._step()
         self.stream.synchronize()
 
-    def _recorded(self, arrays: dict[str, Any]) -> graph.StepGraph | None:
-        """The steps on these arrays as a graph; None, with a warning, where the driver will not have it."""
-        key = tuple((name, _address(array)) for name, array in arrays.items())
-        if self._graph is None or self._graph[0] != key:
+    def _launch_graphs(self, n_steps: int) -> int:
+        """Launch steps as graphs, of many and of single ones; how many are left, which were not to be recorded."""
+        left = n_steps
+        if not self._has_run:
+            self._step()  # everything is loaded once it has run
+            left -= 1
+        for size in (graph.STEPS, 1):
+            if left >= size and (size == 1 or n_steps >= graph.LEAST_STEPS):
+                steps = self._recorded(size)
+                while steps is not None and left >= size:
+                    steps.launch()
+                    left -= size
+        return left
+
+    def _recorded(self, n_steps: int) -> graph.StepGraph | None:
+        """So many steps as a graph; None, with a warning, where the driver will not have it."""
+        if n_steps not in self._graphs and self._driver is not None:
             try:
-                self._graph = key, graph.StepGraph(self._driver, self.stream, self._step, graph.STEPS)
+                self._graphs[n_steps] = graph.StepGraph(self._driver, self.stream, self._step, n_steps)
             except RuntimeError as error:
                 self._driver = None
                 warnings.warn(f"steps are launched one by one, which is slower: {error}", RuntimeWarning, stacklevel=2)
-                return None
-        return self._graph[1]
+        return self._graphs.get(n_steps)
 
     def _step(self) -> None:
         for launch in self.launches:
             launch()
+        self._has_run = True
 
     def _on_device(self, name: str, array: Any, n_steps: int) -> Any:
         """The device array that a run takes for one of the caller's."""

@@ -3,7 +3,8 @@ steps.
 
 A launch from Python costs the host microseconds, which for small networks is longer than the GPU takes; those of a
 graph cost the host none. Nothing in a step's arguments changes from step to step, because kernels find what does by the
-clock on the GPU; so a graph is good as long as the caller's arrays stay where they are.
+clock on the GPU; so a graph is good as long as the caller's arrays stay where they are. Long runs are recorded at once,
+short ones when the next run comes with its arrays in the same places, as in a loop around `train_step`.
 """
 
 from __future__ import annotations

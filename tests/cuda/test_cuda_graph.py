@@ -104,6 +104,28 @@ def test_a_step_that_fails_ends_the_recording():
     assert driver.recording is None
 
 
+def test_short_runs_are_recorded_when_they_come_again(monkeypatch):
+    """Steps of one batch each: the first as it is, the others as a graph, as long as arrays stay where they are."""
+    places = [1]
+    monkeypatch.setattr("nbbp.cuda.engine._address", lambda array: places[0])
+    models = twins([Dense(3)], 3, LOSS)
+    bound = models[1]._session.training(4, True, False)
+    driver = bound._driver = Driver()
+    bound.stream.__class__.__int__ = lambda stream: 7
+    bound._step = driver.recorded(bound._step)
+    kept, found = {}, bound._place
+    bound._place = lambda name, n, dtype: kept.setdefault(name, found(name, n, dtype))
+    x, y = batch_of(models[0], 4)
+    launches = []
+    for step in range(6):
+        places[0] = 1 if step < 4 else 2
+        assert models[1].train_step(x, y) == pytest.approx(models[0].train_step(x, y))
+        launches.append(driver.calls.count("launch"))
+    assert launches == [0, 1, 2, 3, 3, 4]
+    assert driver.calls.count("begin") == 2
+    assert_same_standing(*models)
+
+
 def test_without_graphs_steps_are_launched_one_by_one(monkeypatch):
     monkeypatch.setattr(graph, "LEAST_STEPS", 6)
     monkeypatch.setattr("nbbp.cuda.engine._address", lambda array: 0)
@@ -142,9 +164,10 @@ def test_runs_of_many_steps_are_launched_as_graphs(loss, monkeypatch):
     bound._place = place
     for model in models:
         model.fit(X, y, epochs=2, batch_size=3, verbose=0)
-    assert driver.calls.count("begin") == 1
-    assert driver.calls.count("launch") == 4  # of 11 steps, one alone, two graphs, two alone
+    assert driver.calls.count("begin") == 2  # four steps, and one
+    # of 11 steps, one alone, two graphs of four, two of one; then, as all has run, two of four and three of one
+    assert driver.calls.count("launch") == (2 + 2) + (2 + 3)
     assert_same_standing(*models)
     assert models[1].train_step(X[:3], y[:3]) == pytest.approx(models[0].train_step(X[:3], y[:3]))
-    assert driver.calls.count("begin") == 1
+    assert driver.calls.count("begin") == 2
     np.testing.assert_array_equal(bound.clock.copy_to_host()[1], 11)
