@@ -21,7 +21,7 @@ def bound_of(model, batch=3, labels=True):
     return model._session.training(batch, labels, False)
 
 
-def assert_chain_steps(models, batches, tolerance=None):
+def assert_chain_steps(models, batches):
     """The same steps, which were a chain's."""
     assert bound_of(models[1], len(batches[0][0]), batches[0][1].ndim == 1)._chain is not None
     assert_same_steps(*models, batches, tolerance=tolerance)
@@ -33,7 +33,7 @@ def test_rules(optimizer, dtype):
     optimizer = dataclasses.replace(optimizer, weight_decay=0.03, l1=0.02, groups={"*.bias": {"learning_rate": 0.05}})
     models = twins(LAYERS, 5, LOSS, dtype, optimizer)
     batches = [batch_of(models[0], n, seed) for seed, n in enumerate(BATCHES)]
-    assert_chain_steps(models, batches, tolerance=1e-4 if dtype == "float32" else None)
+    assert_chain_steps(models, batches)
 
 
 @pytest.mark.parametrize("activation", ALL_ACTIVATIONS, ids=label)
