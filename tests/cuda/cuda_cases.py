@@ -20,28 +20,28 @@ def batch_of(model, n, seed=1, kind="hard"):
     return x, targets_for(model.loss, n, model.network.n_out, seed, kind)
 
 
-def assert_same_gradients(on_cpu, on_gpu, x, y, weight=None, tolerance=None):
+def assert_same_gradients(on_cpu, on_gpu, x, y, weight=None):
     """Loss and gradients of a batch."""
     dtype = on_cpu.dtype.name
     expected, actual = (model.loss_and_gradients(x, y, weight) for model in (on_cpu, on_gpu))
-    assert_near(actual[0], expected[0], dtype, tolerance, "loss")
-    assert_all_near(actual[1], expected[1], dtype, tolerance)
+    assert_near(actual[0], expected[0], dtype, name="loss")
+    assert_all_near(actual[1], expected[1], dtype)
 
 
-def assert_same_steps(on_cpu, on_gpu, batches, tolerance=None):
+def assert_same_steps(on_cpu, on_gpu, batches):
     """Losses of training steps, and the parameters and the optimizer's slots behind them."""
     dtype = on_cpu.dtype.name
     for x, y in batches:
         expected, actual = (model.train_step(x, y) for model in (on_cpu, on_gpu))
-        assert_near(actual, expected, dtype, tolerance, "loss")
-    assert_same_standing(on_cpu, on_gpu, tolerance)
+        assert_near(actual, expected, dtype, name="loss")
+    assert_same_standing(on_cpu, on_gpu)
 
 
-def assert_same_standing(on_cpu, on_gpu, tolerance=None):
+def assert_same_standing(on_cpu, on_gpu):
     """Parameters, states and slots."""
     dtype = on_cpu.dtype.name
-    assert_all_near(on_gpu.parameters, copies(on_cpu.parameters), dtype, tolerance)
-    assert_all_near(on_gpu.state, copies(on_cpu.state), dtype, tolerance)
+    assert_all_near(on_gpu.parameters, copies(on_cpu.parameters), dtype)
+    assert_all_near(on_gpu.state, copies(on_cpu.state), dtype)
     for actual, expected in zip(on_gpu._session.slots, on_cpu._session.slots, strict=True):
-        assert_near(actual, np.array(expected), dtype, tolerance, "slot")
+        assert_near(actual, np.array(expected), dtype, name="slot")
     assert on_gpu._session.step == on_cpu._session.step

@@ -24,7 +24,7 @@ def bound_of(model, batch=3, labels=True):
 def assert_chain_steps(models, batches):
     """The same steps, which were a chain's."""
     assert bound_of(models[1], len(batches[0][0]), batches[0][1].ndim == 1)._chain is not None
-    assert_same_steps(*models, batches, tolerance=tolerance)
+    assert_same_steps(*models, batches)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
