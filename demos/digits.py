@@ -1,6 +1,6 @@
 """Read handwritten digits: train on four fifths of 1,797 images, read the held-out fifth, five times over.
 
-    python demos/digits.py [--seeds 5] [--epochs 40] [--output demos/output]
+    python demos/digits.py [--seeds 5] [--epochs 40] [--device cpu] [--output demos/output]
 
 Prints how many of the held-out images each network reads correctly and saves ``digits.png``: training and
 validation curves, the confusion matrix and the digits that were misread.
@@ -18,7 +18,7 @@ from nbbp import datasets, plotting
 SHOWN = 24
 
 
-def train(X, y, seed, epochs):
+def train(X, y, seed, epochs, device):
     """Train one network; the seed draws the split, the initial weights and the order of the samples."""
     shuffled = np.random.default_rng(seed).permutation(len(X))
     held_out, rest = np.split(shuffled, [len(X) // 5])
@@ -35,6 +35,7 @@ def train(X, y, seed, epochs):
         loss=nbbp.losses.Crossentropy(label_smoothing=0.1),
         optimizer=nbbp.AdamW(learning_rate=1e-3, weight_decay=0.1),
         metrics=("accuracy",),
+        device=device,
         seed=seed,
     )
     history = model.fit(
@@ -106,6 +107,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5, help="how many networks to train")
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "auto"], help="cuda needs an NVIDIA GPU")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "output")
     arguments = parser.parse_args()
 
@@ -114,7 +116,7 @@ def main():
     confusion = np.zeros((10, 10), dtype=int)
     for seed in range(arguments.seeds):
         start = time.perf_counter()
-        model, history, held_out = train(X, y, seed, arguments.epochs)
+        model, history, held_out = train(X, y, seed, arguments.epochs, arguments.device)
         seconds = time.perf_counter() - start
         probabilities = model.predict_proba(X[held_out])
         read = probabilities.argmax(axis=1)

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,10 @@ def _uninterrupted(compile_it: Callable) -> Callable:
     return whole
 
 
-def fingerprint() -> str:
-    """A digest of the source of everything that is compiled, and of the switches that change what comes out."""
+def fingerprint(compiled: Sequence[str] = _COMPILED) -> str:
+    """A digest of the source of these files and folders, and of the switches that change what comes out."""
     digest = hashlib.sha256(repr([os.environ.get(name) for name in _SWITCHES]).encode())
-    for name in _COMPILED:
+    for name in compiled:
         path = _PACKAGE / name
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             # (A frozen application has no sources: there Numba keys by the application.)

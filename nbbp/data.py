@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nbbp.device_data import device_source, is_on_device
 from nbbp.form import PLAIN, Form
 from nbbp.sources import (
     COPY_LIMIT,
@@ -56,6 +57,7 @@ def source(
     names: tuple[str, str, str] = ("X", "y", "sample_weight"),
     copy_limit: int = COPY_LIMIT,
     form: Form = PLAIN,
+    on_device: bool = False,
 ) -> Source:
     """Check the data of a call and choose how to read it.
 
@@ -82,6 +84,8 @@ def source(
         Bytes above which an array is converted chunk by chunk instead of whole.
     form : Form
         What the network's ends take.
+    on_device : bool
+        Whether the model is on a GPU, and takes arrays that lie there.
 
     Returns
     -------
@@ -93,6 +97,11 @@ def source(
         As `features`, `targets` and `weights` do, before anything is trained.
     """
     dtype = np.dtype(dtype)
+    if is_on_device(X):
+        if labelled and y is None:
+            raise TypeError(f"{names[1]} is None; {names[0]} is an array, so its targets must be given")
+        describe = {"n_in": n_in, "n_out": n_out, "loss": loss, "dtype": dtype, "form": form, "on_device": on_device}
+        return device_source(X, y, sample_weight, class_weight, names=names, **describe)
     if is_iterable_of_batches(X, y, labelled):
         if y is not None or sample_weight is not None:
             extra = names[1] if y is not None else names[2]
@@ -178,7 +187,7 @@ def is_iterable_of_batches(X: Any, y: Any = None, labelled: bool = True) -> bool
     True for iterables and callables that are no arrays. A list is an array of rows, unless y is missing and
     its entries are tuples or lists ``(x, y[, sample_weight])`` of arrays.
     """
-    if isinstance(X, (str, bytes, Mapping, set, frozenset)) or X is None:
+    if isinstance(X, (str, bytes, Mapping, set, frozenset)) or X is None or is_on_device(X):
         return False
     if isinstance(X, (list, tuple)):
         return labelled and y is None and len(X) > 0 and all(_looks_like_batch(entry) for entry in X)
@@ -196,6 +205,8 @@ def infer_n_in(X: Any, y: Any = None, name: str = "X", form: Form = PLAIN) -> in
 
     Raises ValueError for a generator, whose first batch would be lost, and for data that is no matrix.
     """
+    if is_on_device(X):
+        return math.prod(X.shape[1:])
     if is_iterable_of_batches(X, y):
         if is_one_shot(X):
             raise ValueError(

@@ -37,7 +37,10 @@ def first_layer_gone(session: Session, chunk: Chunk | None, row: int, is_augment
         if not np.isfinite(values).all():
             bad = "NaN" if np.isnan(values).any() else "infinity"
             return f"the first numbers to go were in layer {parameter.layer}: {parameter.name} holds {bad}"
-    outputs = _layer_outputs(session, chunk.X[chunk.order[row]][None])
+    sample = chunk.X[int(chunk.order[row])]
+    if not isinstance(sample, np.ndarray):  # it lies on a GPU
+        sample = sample.copy_to_host()
+    outputs = _layer_outputs(session, sample[None])
     for path, values in outputs.items():
         if not np.isfinite(values).all():
             return f"the first numbers to go were the outputs of layer {path}"

@@ -16,6 +16,7 @@ from nbbp.layers.base import number_in
 from nbbp.model import Model
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
+from nbbp.placement import session_on
 from nbbp.scalars.philox import permutation
 from nbbp.schedules import Exponential
 from nbbp.session import Session
@@ -111,7 +112,7 @@ def _at(optimizer: Optimizer, growing: Exponential) -> Optimizer:
 def _copy_of(model: Model, network: Sequential, optimizer: Optimizer) -> Session:
     """Memory of its own, with the model's parameters and what its layers keep, where it has them."""
     parts = network, model.loss, optimizer, (), model.dtype, model.seed
-    session = Session(*parts, model.precision, model.loss_scaling)
+    session = session_on(model.device)(*parts, model.precision, model.loss_scaling)
     if model._session is not None:
         for name in ("parameters", "state", "loss_scale"):
             getattr(session, name)[:] = getattr(model._session, name)

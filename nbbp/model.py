@@ -43,7 +43,8 @@ class Model(ModelBase):
     optimizer : str or nbbp.optimizers.Optimizer, default "adam"
     metrics : sequence of str or nbbp.metrics.Metric
         What `fit` and `evaluate` report beside the loss.
-    device : {"cpu"}
+    device : {"cpu", "cuda", "auto"}
+        "cuda" needs numba-cuda and an NVIDIA GPU; "auto" takes it where both are. See `to`.
     dtype : {"float32", "float64"}
         Of parameters, data and arithmetic, end to end.
     seed : int
@@ -275,7 +276,7 @@ class Model(ModelBase):
             The largest relative error of every parameter; prints as a table.
         """
         self._built  # noqa: B018 - raises where there are no parameters
-        twin = Model(self.network, self.loss, self.optimizer, dtype="float64", seed=self.seed)
+        twin = Model(self.network, self.loss, self.optimizer, dtype="float64", seed=self.seed, device=self.device)
         twin.parameter_vector[:] = self.parameter_vector
         twin._session.state[:], twin._session.step = self._session.state, self._session.step
         return check_gradients(twin, x, y, positive_integer("max_per_parameter", max_per_parameter))

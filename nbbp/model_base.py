@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from nbbp import losses, optimizers
 from nbbp import metrics as metric_descriptions
 from nbbp.compatibility import check_parts
+from nbbp.device_data import batch_on_device, is_on_device
 from nbbp.history import History
 from nbbp.losses import Loss
 from nbbp.metrics import Metric
 from nbbp.network import Sequential, checked_dtype
 from nbbp.optimizers import Optimizer
+from nbbp.placement import checked_device, session_on
 from nbbp.precision import LossScaling, checked_precision, checked_scaling
 from nbbp.quick import OnlineStep
 from nbbp.session import Session
@@ -23,6 +25,9 @@ from nbbp.sources import Chunk
 from nbbp.standardization import adapt
 from nbbp.targets import targets, weights
 from nbbp.validation import check_categories, features
+
+if TYPE_CHECKING:
+    from nbbp.device_functions import CudaFunctions
 
 __all__ = ["ModelBase"]
 
@@ -48,8 +53,6 @@ class ModelBase:
     ) -> None:
         if not isinstance(network, Sequential):
             raise TypeError(f"network must be a Sequential; got {network!r} ({type(network).__name__})")
-        if not isinstance(device, str) or device != "cpu":
-            raise ValueError(f"device must be 'cpu', the one engine of this version; got {device!r}")
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise ValueError(f"seed must be an integer from 0 to 2**63 - 1; got {seed!r}")
         if isinstance(metrics, str) or not isinstance(metrics, Sequence):
@@ -59,9 +62,10 @@ class ModelBase:
         self.optimizer = optimizers.get(optimizer)
         self.metrics = tuple(metric_descriptions.get(metric) for metric in metrics)
         check_parts(network, self.loss, self.metrics)
-        self.device, self.seed = device, int(seed)
+        self.seed = int(seed)
         self.dtype = checked_dtype(dtype)
         self.precision = checked_precision(precision, self.dtype)
+        self.device = checked_device(device, self.precision)
         self.loss_scaling = checked_scaling(loss_scaling, self.precision)
         self.history = History()
         self._session: Session | None = None
@@ -74,9 +78,10 @@ class ModelBase:
 
     def __repr__(self) -> str:
         precision = "" if self.precision == "float32" else f", precision={self.precision!r}"
+        device = "" if self.device == "cpu" else f", device={self.device!r}"
         return (
             f"Model({self.network!r}, loss={self.loss!r}, optimizer={self.optimizer!r}, "
-            f"dtype={self.dtype.name!r}, seed={self.seed}{precision})"
+            f"dtype={self.dtype.name!r}, seed={self.seed}{precision}{device})"
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -100,7 +105,7 @@ class ModelBase:
         check_parts(network, self.loss, self.metrics)  # again, now that all sizes are known
         self.network = network
         parts = self.network, self.loss, self.optimizer, self.metrics, self.dtype, self.seed
-        self._session = Session(*parts, self.precision, self.loss_scaling, parameters)
+        self._session = session_on(self.device)(*parts, self.precision, self.loss_scaling, parameters)
         if self._profile is not None:
             self._profile.watch(self._session)
         self._name_parameters()
@@ -110,11 +115,6 @@ class ModelBase:
             self._parameters = MappingProxyType(self._named(self._session.parameters))
             states = {state.name: state.view(self._session.state) for state in self.network.states}
             self._state = MappingProxyType(states)
-
-    def _describe(self, network: Sequential) -> dict[str, Any]:
-        """What `data.source` is told of the model."""
-        sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
-        return {**sizes, "loss": self.loss, "dtype": self.dtype}
 
     def _named(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """Views of a flat buffer (n_parameters,) by the names of the parameters."""
@@ -132,10 +132,12 @@ class ModelBase:
     def _describe(self, network: Sequential) -> dict[str, Any]:
         """What `data.source` is told of the model."""
         sizes = {"n_in": network.n_in, "n_out": network.n_out, "form": network.form}
-        return {**sizes, "loss": self.loss, "dtype": self.dtype}
+        return {**sizes, "loss": self.loss, "dtype": self.dtype, "on_device": self.device == "cuda"}
 
     def _one_batch(self, x: Any, y: Any, sample_weight: Any) -> Chunk:
         """Checked and converted arrays of one batch; gives the model its parameters if it has none yet."""
+        if is_on_device(x):
+            return batch_on_device(x, y, sample_weight, **self._describe(self._built.network))
         n_in = self.network.n_in
         X = features(self.network.form.samples(x, n_in, "x"), n_in, self.dtype, "x", original=x)
         network = self.network.build(X.shape[1])
@@ -151,9 +153,11 @@ class ModelBase:
     def parameters(self) -> Mapping[str, np.ndarray]:
         """Every parameter by its name: {"0.weight": (n_in, n_out), "0.bias": (n_out,), …}.
 
-        The arrays are views of `parameter_vector`: what is written into them the model uses.
+        The arrays are views of `parameter_vector`: what is written into them the model uses. On a GPU they are copies
+        on the host, brought up to date whenever the model is asked for them, which has to be before you write into
+        them; what is written goes to the GPU with the next call.
         """
-        self._built  # noqa: B018 - raises where there are none
+        self._built.fetch()
         return self._parameters
 
     @property
@@ -161,7 +165,7 @@ class ModelBase:
         """What layers keep from step to step beside their parameters, as `parameters`: running statistics by name,
         {"1.running_mean": (n,), "1.running_variance": (n,), …}.
         """
-        self._built  # noqa: B018 - raises where there are none
+        self._built.fetch()
         return self._state
 
     @property
@@ -174,6 +178,56 @@ class ModelBase:
         """The factor of the loss's gradient in the next training batch; 1 but for precision="fp16"."""
         scale = self._built.loss_scale
         return float(scale[0]) if len(scale) else 1.0
+
+    def to(self, device: str) -> ModelBase:
+        """Move the model to another device, with its parameters, its optimizer's state and where it stands.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda", "auto"}
+
+        Returns
+        -------
+        Model
+            This one. Arrays that were taken of its `parameters` before are no longer its own: ask for them anew.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no CUDA; the message says what is missing and how to install it.
+        ValueError
+            For another device, or a precision that it does not have.
+        """
+        device = checked_device(device, self.precision)
+        if device != self.device:
+            session = self._session
+            if session is not None:
+                with session.lock:
+                    moved = session_on(device).__new__(session_on(device))
+                    moved.__setstate__(session.__getstate__())
+                session = moved
+            self.__dict__.update(device=device, _session=session, _online=None)
+            self._name_parameters()
+        return self
+
+    def as_cuda_device(self) -> CudaFunctions:
+        """The network as device functions of one sample, to be called from your own ``@cuda.jit`` kernels.
+
+        Returns
+        -------
+        CudaFunctions
+            `predict`, `loss_and_gradient`, `input_gradient` and `backpropagate`; they take the parameters as a flat
+            array such as `parameter_vector`, sent to the GPU, and memory of a thread to work in.
+
+        Raises
+        ------
+        ValueError
+            If the sizes are not known yet, or a layer is neither dense nor an activation.
+        """
+        self._built  # noqa: B018 - raises where there are no parameters
+        from nbbp.device_functions import CudaFunctions  # which knows CUDA
+
+        return CudaFunctions(self.network, self.loss, self.dtype)
 
     def adapt(self, X: Any) -> None:
         """Measure mean and variance of data for the network's `Standardize`, in the place of what it had.

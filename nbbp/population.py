@@ -119,6 +119,8 @@ class Population:
         dtype: Any = "float32",
         **settings: Any,
     ) -> None:
+        if device != "cpu":
+            raise ValueError(f"a population trains on the device 'cpu', all networks side by side; got {device!r}")
         varying = {"seed": seed, "learning_rate": learning_rate, "optimizer": optimizer, **settings}
         n = size_of(size, varying)
         seeds = values_of(range(n) if seed is None else seed, n)

@@ -76,15 +76,17 @@ def training_program(
     precision: str = "float32",
     augment: Sequence[Augmentation] = (),
     is_monitored: bool = False,
+    plan: str | None = None,
 ) -> Program:
     """Forward, loss, metrics, backward and update; without an optimizer the gradient stays in "gradient".
 
     With `keeps_good`, parameters at which the loss was finite are kept in "good parameters" (see cpu/snapshot.py). With
     `is_monitored` what lowering/monitoring.py says is put into its `VALUES`. `augment` is done to the rows first.
+    `plan` is how the step is cut (`nbbp.tiling`), where that is not to be what suits the CPU.
     """
     shapes = _shapes(network)
     by_rows = any(isinstance(node.layer, Custom) for node in walk(network.nodes))
-    plan = tiling.plan([*shapes, *_tables(network)], batch, by_rows)
+    plan = plan or tiling.plan([*shapes, *_tables(network)], batch, by_rows)
     partials = Partials(batch)
     if plan == tiling.PARTIAL:
         partials = Partials(tiling.partial_rows(shapes, batch))
@@ -116,7 +118,7 @@ def training_program(
     checkpointing.backward(lowering, parts, d_out)
 
     if not lowering.by_parts:
-        if plan == tiling.PARTIAL:
+        if plan in (tiling.PARTIAL, tiling.WHOLE):
             phases += _partial_phases(lowering, optimizer, keeps_good, 0)
         elif plan == tiling.ALONE or _prepares(lowering, optimizer):
             if plan == tiling.ALONE and _prepares(lowering, optimizer):

@@ -110,7 +110,7 @@ class OnlineStep:
         limits = _range_of_targets(session.loss, session.dtype)
         fits = session.loss.row_wise or limits is not None
         # the statistics of a Standardize would be compiled in, for one model alone
-        fits = fits and session.precision == "float32" and not session.network.states
+        fits = fits and session.takes_quick_steps and session.precision == "float32" and not session.network.states
         if not fits or session.optimizer.rule == "adafactor" or SampleFunctions.why_not(session.network) is not None:
             return False
         if why_no_training(session.network, session.optimizer) is not None:

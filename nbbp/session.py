@@ -25,6 +25,7 @@ from nbbp.metrics import Metric
 from nbbp.monitored_steps import Monitor, attach_monitor
 from nbbp.network import Sequential
 from nbbp.optimizers import Optimizer
+from nbbp.placement import FORWARD_BATCH, OnHost
 from nbbp.precision import LossScaling, scale_memory
 from nbbp.program import Program
 from nbbp.quick import QuickStep, quick_step
@@ -33,8 +34,6 @@ from nbbp.sources import Chunk, Source
 from nbbp.standardization import check_known
 from nbbp.step_coefficients import StepCoefficients
 
-#: Rows that prediction and evaluation take at a time.
-FORWARD_BATCH = 256
 #: Bound programs kept for batches of other sizes.
 _KEPT = 8
 #: What a session is made of; everything else can be made anew, or is numbers.
@@ -52,7 +51,7 @@ def _one_at_a_time(method: Callable) -> Callable:
     return alone
 
 
-class Session:
+class Session(OnHost):
     """Parameters, optimizer slots and bound programs of a model.
 
     Parameters
@@ -179,9 +178,9 @@ class Session:
         def make() -> Program:
             metrics = self.metrics if keeps_good else ()
             what = self.network, self.loss, self.optimizer, metrics, batch, labels, keeps_good, self.precision, augment
-            program = programs.training_program(*what)
+            program = programs.training_program(*what, plan=self.plan)
             if is_monitored:
-                program.monitor_by(programs.training_program(*what, is_monitored=True))
+                program.monitor_by(programs.training_program(*what, is_monitored=True, plan=self.plan))
             return program
 
         return self._program(("train", batch, labels, keeps_good, augment, is_monitored), make)
@@ -315,7 +314,9 @@ class Session:
         n, labels = len(chunk.order), chunk.has_labels
         bound = self._program(
             ("gradient", n, labels),
-            lambda: programs.training_program(self.network, self.loss, None, (), n, labels, precision=self.precision),
+            lambda: programs.training_program(
+                self.network, self.loss, None, (), n, labels, precision=self.precision, plan=self.plan
+            ),
         )
         with bound.lock:
             losses, _ = self._attach(bound, chunk, n)
@@ -331,12 +332,12 @@ class Session:
     def evaluate(self, source: Source) -> dict[str, float]:
         """Loss and metrics over a source."""
         total, n_samples, sums = 0.0, 0, np.zeros(len(self.metrics))
-        for chunk in source.chunks(None, None):
+        for chunk in self.chunks_of(source):
             n, labels = len(chunk.order), chunk.has_labels
             bound = self._program(
                 ("evaluate", labels),
                 lambda labels=labels: programs.evaluation_program(
-                    self.network, self.loss, self.metrics, FORWARD_BATCH, labels, self.precision
+                    self.network, self.loss, self.metrics, self.forward_batch, labels, self.precision
                 ),
             )
             with bound.lock:
@@ -359,9 +360,9 @@ class Session:
 
     def predict(self, source: Source, also: Activation | None) -> np.ndarray:
         """What the last layer, or `also` behind it, gives for every sample (n, n_out), in the shape of the outputs."""
-        bound = self._program(("predict", also), lambda: self.prediction(FORWARD_BATCH, also))
+        bound = self._program(("predict", also), lambda: self.prediction(self.forward_batch, also))
         parts = []
-        for chunk in source.chunks(None, None):
+        for chunk in self.chunks_of(source):
             parts.append(np.empty((len(chunk.order), self.network.n_out), self.dtype))
             with bound.lock:
                 for name, array in (("X", chunk.X), ("order", chunk.order), ("output", parts[-1])):

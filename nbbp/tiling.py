@@ -12,9 +12,10 @@ from collections.abc import Sequence
 #: Column stop of a tile that takes every column.
 ALL = 1 << 40
 
-#: Ways to cut a training step.
+#: Ways to cut a training step; `plan` chooses among those for the CPU.
 ALONE = "alone"  # one tile: the step is too short to share
 PARTIAL = "partial"  # blocks of rows through all layers, each with a gradient of its own; then their sum
+WHOLE = "whole"  # op by op over the whole batch, for a GPU, which shares out every op by itself
 WIDE = "wide"  # layer by layer: panels of outputs, so that a panel's weights stay with the thread that updates them
 
 #: Weights of a layer from which on they are worth more than the batch: threads share them out, not rows.
@@ -52,7 +53,7 @@ def work(shapes: Sequence[tuple[int, int]], batch: int) -> float:
 
 
 def plan(shapes: Sequence[tuple[int, int]], batch: int, by_rows: bool = False) -> str:
-    """Which of the three ways; with `by_rows` one that takes rows through all layers, as custom layers need it."""
+    """Which of the CPU's ways; with `by_rows` one that takes rows through all layers, as custom layers need it."""
     if not by_rows and any(is_wide(n_in * n_out) for n_in, n_out in shapes):
         return WIDE
     return PARTIAL if batch > partial_rows(shapes, batch) else ALONE

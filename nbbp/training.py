@@ -137,6 +137,7 @@ class Training:
                     run.has_diverged = True
                     run.stop(str(error))
         finally:
+            session.end_fit()
             self._set_no_rate()
 
     def _set_no_rate(self) -> None:

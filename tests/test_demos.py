@@ -23,6 +23,7 @@ SMALL = {
     "deep_residual": (["--layers", "6", "--epochs", "2", "--checkpoint-every", "3"], "batch norm, residual"),
     "double_descent": (["--seeds", "1", "--epochs", "20"], "worst width beyond 4 units"),
     "custom_function": (["--seeds", "1", "--epochs", "2"], "def cauchy_derivative(prediction, target):"),
+    "cuda_many_networks": (["--networks", "20", "--points", "3"], "hidden: excess kurtosis"),
     "population": (["--size", "12", "--epochs", "2"], "best held-out accuracy"),
     "monitor": (["--layers", "3", "--epochs", "2"], "ReLU, He's weights"),
 }
@@ -37,6 +38,7 @@ def test_demo(name, tmp_path):
     pytest.importorskip("matplotlib")
     arguments, printed = SMALL[name]
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": str(DEMOS.parent)}
+    environment |= {"NUMBA_ENABLE_CUDASIM": "1"} if name.startswith("cuda") else {}  # without a GPU
     done = subprocess.run(
         [sys.executable, DEMOS / f"{name}.py", *arguments, "--output", tmp_path],
         capture_output=True,

@@ -345,7 +345,7 @@ WRONG_MODELS = {
         "metrics must be a sequence such as ('accuracy',); got 'accuracy'",
     ),
     "no metrics": ({"metrics": None}, TypeError, "metrics must be a sequence such as ('accuracy',); got None"),
-    "device": ({"device": "tpu"}, ValueError, "device must be 'cpu', the one engine of this version; got 'tpu'"),
+    "device": ({"device": "tpu"}, ValueError, "device must be one of 'cpu', 'cuda', 'auto'; got 'tpu'"),
     "half": ({"dtype": "float16"}, ValueError, "dtype must be 'float32' or 'float64'; got 'float16'"),
     "no dtype": ({"dtype": None}, ValueError, "dtype must be 'float32' or 'float64'; got None"),
     "other byte order": ({"dtype": ">f4"}, ValueError, "dtype must be 'float32' or 'float64'; got '>f4'"),

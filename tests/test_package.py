@@ -45,6 +45,7 @@ MUST_NOT_IMPORT = {
     "nbbp.scalars": (*DESCRIPTIONS, *ENGINES, *GRAPHS, "nbbp.program", "nbbp.model", "nbbp.validation"),
     "nbbp.program": ("nbbp.model",),
     "nbbp.cpu": (*DESCRIPTIONS, *GRAPHS, "nbbp.cuda", "nbbp.program", "nbbp.model"),
+    "nbbp.cuda": (*DESCRIPTIONS, *GRAPHS, "nbbp.cpu", "nbbp.program", "nbbp.model"),
 }
 
 
@@ -102,8 +103,9 @@ def test_run_time_dependencies_are_what_the_package_imports():
     required = {line.split(">=")[0] for line in settings["options"]["install_requires"].split()}
     roots = {name.split(".")[0] for file in (ROOT / "nbbp").rglob("*.py") for name in imported(file)}
     third_party = roots - set(sys.stdlib_module_names) - {"nbbp"}
-    # llvmlite is numba's own, of the version that numba asks for; the others are for whoever has them.
-    assert third_party - {"llvmlite", "matplotlib", "pandas"} <= required
+    # llvmlite is numba's own, of the version that numba asks for; the others are for whoever has them: cuda-bindings
+    # comes with numba-cuda.
+    assert third_party - {"llvmlite", "matplotlib", "pandas", "cuda"} <= required
     assert required <= third_party
 
 

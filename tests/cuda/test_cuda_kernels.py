@@ -1,0 +1,136 @@
+"""Single kernels: products in every layout and tile, at sizes that no tile divides, and grids of any size."""
+
+import numpy as np
+import pytest
+from engine_cases import DTYPES, assert_near
+from numba import cuda
+
+from nbbp.cuda import dense, kernels, launch
+from nbbp.cuda.dense import FORWARD, OVER_ROWS, TRANSPOSED, VARIANTS, Tile
+
+kernels.load()
+SIZES = [(1, 1, 1), (5, 3, 7), (17, 9, 4), (4, 8, 16)]
+#: What a GPU takes, for one run of the simulator each.
+OF_GPUS = [(layout, Tile(32, 32, 16, 2, 2)) for layout in (FORWARD, TRANSPOSED, OVER_ROWS)]
+
+
+def run_product(variant, rows, n_in, n_out, dtype, grid=2, floor=-np.inf, with_bias=True, parts=1, gated=False):
+    """The product on random numbers with gaps between its rows, and what it should be; and what it must not touch."""
+    layout, tile = variant
+    rng = np.random.default_rng(rows + n_in + n_out)
+    batch = rows + 2  # a short last batch, of which the kernel must not read more
+    x = rng.standard_normal((batch, n_in + 3)).astype(dtype)
+    if layout == OVER_ROWS:
+        w = rng.standard_normal((batch, n_out + 2)).astype(dtype)
+        expected = x[:rows, :n_in].T.astype(float) @ w[:rows, :n_out]
+        x[rows:], w[rows:] = np.nan, np.nan
+        with_bias = False
+    else:
+        shape = (n_out, n_in + 2) if layout == TRANSPOSED else (n_in, n_out + 2)
+        with_bias = with_bias and layout != TRANSPOSED
+        w = rng.standard_normal(shape).astype(dtype)
+        matrix = w[:, :n_in].T if layout == TRANSPOSED else w[:, :n_out]
+        expected = x[:rows, :n_in].astype(float) @ matrix
+        x[rows:] = np.nan
+    x[:, n_in:] = np.nan
+    bias = rng.standard_normal(n_out).astype(dtype) if with_bias else np.zeros(0, dtype)
+    expected = np.maximum(expected + (bias if with_bias else 0), floor)
+    stride = n_out + 1
+    m = len(expected)
+    gate = np.maximum(rng.standard_normal((m, n_out + 2)), 0).astype(dtype) if gated else np.zeros((0, 0), dtype)
+    if gated:
+        expected = np.where(gate[:, :n_out] > 0, expected, 0)
+    y = cuda.to_device(np.full(parts * (m + 1) * stride, 7, dtype))
+    part_rows = -(-rows // parts)
+    clock = cuda.to_device(np.array([3 * batch + rows, 3, 0]))
+    number = np.dtype(dtype).type
+    kernels.configured(kernels.compiled("product", dtype, variant), (grid, parts), (tile.threads,), 0)(
+        clock, batch, y, stride, cuda.to_device(x.ravel()), x.shape[1], cuda.to_device(w.ravel()), w.shape[1],
+        cuda.to_device(bias), number(floor), n_in, n_out, part_rows, (m + 1) * stride,
+        cuda.to_device(gate.ravel()), n_out + 2,
+    )  # fmt: skip
+    found = y.copy_to_host().reshape(parts, m + 1, stride)
+    assert (found[:, m] == 7).all(), "written behind the last row"
+    assert (found[:, :, n_out] == 7).all(), "written behind the last column"
+    return found[:, :m, :n_out], expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_products(variant, sizes, dtype):
+    (found,), expected = run_product(variant, *sizes, dtype)
+    assert_near(found, expected, dtype)
+
+
+@pytest.mark.parametrize("variant", OF_GPUS, ids=str)
+def test_products_in_tiles_of_gpus(variant):
+    (found,), expected = run_product(variant, 33, 17, 35, "float32", grid=1)
+    assert_near(found, expected, "float32")
+
+
+@pytest.mark.parametrize("variant", VARIANTS[len(dense.TILES) : 2 * len(dense.TILES)], ids=str)
+def test_products_through_a_rectifier(variant):
+    (found,), expected = run_product(variant, 9, 5, 6, "float64", gated=True)
+    assert_near(found, expected)
+    assert (found == 0).any()
+
+
+def test_products_with_a_floor_keep_nan():
+    variant = VARIANTS[0]
+    (found,), expected = run_product(variant, 9, 5, 6, "float64", floor=0.0)
+    assert_near(found, expected)
+    assert (found == 0).any()
+    (found,), _ = run_product(variant, 9, 5, 6, "float64", floor=np.nan)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_add_up(parts):
+    variant = VARIANTS[2 * len(dense.TILES)]
+    assert variant[0] == OVER_ROWS
+    found, expected = run_product(variant, 7, 5, 6, "float64", parts=parts)
+    assert_near(found.sum(axis=0), expected)
+    flat = np.ascontiguousarray(found).reshape(parts, -1)
+    total = cuda.to_device(np.full(5 * 8, 7.0))
+    add = kernels.configured(kernels.compiled("sum_of_parts", "float64"), *launch.flat(30), 0)
+    add(total, 8, cuda.to_device(flat.ravel()), 30, parts, 5, 6)
+    total = total.copy_to_host().reshape(5, 8)
+    assert_near(total[:, :6], expected)
+    assert (total[:, 6:] == 7).all()
+
+
+def test_tiles_are_as_large_as_there_are_enough_of_them():
+    smallest, *others = dense.TILES
+    assert dense.tile_for(1, 1) == smallest
+    for tile in others:
+        assert dense.tile_for(tile.height * 10_000, tile.width).height >= tile.height
+        assert tile.threads == smallest.threads
+    assert dense.tile_for(1 << 20, 1) == smallest
+
+
+@pytest.mark.parametrize(("n_rows", "width"), [(1, 1), (3, 2), (1000, 1), (2, 1000), (10**7, 10**5)])
+def test_shapes_of_grids(n_rows, width):
+    for grid, block in (launch.matrix(n_rows, width), launch.row_sums(n_rows), launch.column_sums(width)):
+        assert 1 <= np.prod(block) <= max(kernels.THREADS, kernels.COLUMNS * kernels.COLUMN_LANES)
+        assert all(1 <= size <= kernels.MOST_BLOCKS for size in grid)
+    grid, block = launch.flat(n_rows)
+    assert grid[0] * block[0] >= min(n_rows, kernels.MOST_BLOCKS * kernels.THREADS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scans_name_the_first(dtype):
+    from nbbp.cuda import scan
+
+    x = np.linspace(0.0, 1.0, 37).astype(dtype)
+    low, high = np.dtype(dtype).type(0), np.dtype(dtype).type(1)
+
+    def first(values):
+        return scan.first("first_number_outside", dtype, 37, cuda.to_device(values), 37, low, high)
+
+    assert first(x) == -1
+    x[[30, 11, 20]] = np.nan, np.inf, -1
+    assert first(x) == 11
+    labels = np.zeros(37, np.int64)
+    labels[[36, 35]] = -1, 3
+    assert scan.first("first_label_outside", dtype, 37, cuda.to_device(labels), 37, 3) == 35

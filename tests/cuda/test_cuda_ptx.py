@@ -1,0 +1,142 @@
+"""Every kernel compiled for GPUs that need not be there: to PTX, and by ptxas without spills or local memory."""
+
+import re
+
+import numpy as np
+import pytest
+from numba import njit
+
+pytest.importorskip("numba_cuda")
+
+from nbbp.cuda import adafactor, kernels
+from nbbp.device_functions import CudaFunctions
+from nbbp.layers import Dense
+from nbbp.losses import Crossentropy
+from nbbp.network import Sequential
+from nbbp.ops import UserFunction
+from profiling.cuda_registers import everything, figures, ptx_of, ptxas
+
+pytestmark = pytest.mark.slow
+KERNELS = list(everything())
+#: What every kernel is compiled for; products, whose registers matter, for all four.
+TARGETS = [("float32", (9, 0)), ("float64", (8, 0))]
+OF_PRODUCTS = [("float32", (8, 0)), ("float64", (9, 0))]
+CASES = [(name, variant, *target) for name, variant in KERNELS for target in TARGETS]
+CASES += [(name, variant, *target) for name, variant in KERNELS for target in OF_PRODUCTS if name == "product"]
+#: Kernels that add up in float64 whatever the dtype: losses, metrics, norms of gradients; the rate of a mask.
+TAKE_FLOAT64 = (
+    "loss", "losses_are_finite", "gradient_is_finite", "crossentropy", "nll", "metric", "adafactor",
+    "prepare_gradient", "finish_gradient", "train_chain", "dropout", "stochastic_depth", "first_row_not_summing_to_one",
+)  # fmt: skip
+#: A thread may hold so many registers, and all threads of a block together, on every GPU that numba-cuda supports.
+MOST_REGISTERS, MOST_OF_BLOCK = 255, 1 << 16
+
+
+def threads_of(name, variant) -> int:
+    """Threads of a block of this kernel."""
+    if name == "product":
+        return variant[1].threads
+    if name in ("batch_norm_statistics", "batch_norm_sums", "norm_of_rows_gradient"):
+        return kernels.COLUMN_LANES * kernels.COLUMNS
+    return adafactor.THREADS if name == "adafactor" else kernels.THREADS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler():
+    from numba.cuda.cudadrv.error import NvvmSupportError
+
+    try:
+        ptx_of(KERNELS[0][0], "float32", KERNELS[0][1], (9, 0))
+    except NvvmSupportError:
+        pytest.skip("NVIDIA's compiler is not installed: nvidia-nvvm and nvidia-cuda-nvrtc")
+
+
+@pytest.mark.parametrize(("name", "variant", "dtype", "cc"), CASES)
+def test_kernels_compile_without_spills(name, variant, dtype, cc, record_property):
+    ptx = ptx_of(name, dtype, variant, cc)
+    if dtype == "float32" and name not in TAKE_FLOAT64:
+        assert not re.search(r"\b(add|sub|mul|fma|div|sqrt|min|max|setp)\.[a-z.]*f64", ptx), "lifted to float64"
+    assembler = ptxas()
+    if assembler is None:
+        assert ".local" not in ptx
+        return
+    found = figures(ptx, cc, assembler)
+    record_property("registers", found.registers)
+    assert (found.stack, found.spills) == (0, 0)
+    assert 0 < found.registers <= MOST_REGISTERS
+    assert found.registers * threads_of(name, variant) <= MOST_OF_BLOCK
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_networks_in_kernels_of_the_users_own(dtype, monkeypatch):
+    """Their scratch is local memory, and nothing else of them is."""
+    from types import SimpleNamespace
+
+    from numba import cuda, types
+    from numba.cuda import dispatcher
+
+    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=(9, 0)))
+    network = Sequential([Dense(8, "tanh"), Dense(4, "gelu"), Dense(3, "softmax")], n_in=5)
+    functions = CudaFunctions(network, Crossentropy(), dtype)
+    predict, backpropagate, n = functions.predict, functions.backpropagate, functions.n_scratch
+    loss_and_gradient = functions.loss_and_gradient
+    number = getattr(types, dtype)
+
+    def kernel(parameters, x, out, d, gradient, back, total):
+        scratch = cuda.local.array(n, number)
+        predict(parameters, x, out, scratch)
+        backpropagate(parameters, x, d, gradient, back, scratch)
+        total[0] = loss_and_gradient(parameters, x, 2, gradient, scratch)
+
+    ptx, _ = cuda.compile_ptx(kernel, (number[::1],) * 6 + (types.float64[::1],), cc=(9, 0))
+    assert ".visible .entry" in ptx
+    if ptxas() is not None:
+        found = figures(ptx, (9, 0), ptxas())
+        assert found.spills == 0
+        assert found.stack <= 8 * (n + 32)
+
+
+@njit
+def cubed(v):
+    return v * v * v
+
+
+@njit(error_model="numpy")
+def cube_forward(parameters, x, y):
+    for i in range(x.size):
+        y[i] = parameters[i] * cubed(x[i]) + np.tanh(x[i])
+
+
+@njit(error_model="numpy")
+def cube_backward(parameters, x, y, d_y, d_x, gradient):
+    for i in range(x.size):
+        t = np.tanh(x[i])
+        d_x[i] = (3 * parameters[i] * x[i] * x[i] + 1 - t * t) * d_y[i]
+        gradient[i] += cubed(x[i]) * d_y[i]
+
+
+@pytest.mark.parametrize(("name", "function"), [("custom_forward", cube_forward), ("custom_backward", cube_backward)])
+def test_layers_of_the_users_own(name, function):
+    """Jitted for the CPU, with what they call: they are compiled for the GPU as they stand."""
+    ptx = ptx_of(name, "float32", UserFunction(function, "a layer"), (9, 0))
+    assert ".visible .entry" in ptx
+
+
+@pytest.mark.parametrize("name", ["product", "update", "crossentropy"])
+def test_kernels_are_cached_by_all_sources(name):
+    """Their key on disk holds every file that machine code comes from; making it needs no GPU."""
+    from numba import cuda
+
+    variant = next(variant for other, variant in KERNELS if other == name)
+    dispatcher = cuda.jit(kernels.function(name, "float32", variant))
+    dispatcher.enable_caching()
+    assert isinstance(dispatcher._cache._cache_file._source_stamp, tuple)
+    assert kernels._stamp() == kernels._stamp()
+
+
+@pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
+def test_products_read_shared_memory_by_128_bits(cc):
+    """Both operands of the large tiles: two loads for each column of A, two for each line of B."""
+    for name, variant in KERNELS:
+        if name == "product" and variant[1].tall == 8:
+            assert "ld.shared.v4.f32" in ptx_of(name, "float32", variant, cc)
