@@ -170,6 +170,7 @@ def test_weight_gradient_of_few_outputs(n_in, n_out, dtype):
             run_kernel(
                 "product", dtype, rows, columns=columns, scratch=scratch, x=x, x_stride=n_in + 3, w=d,
                 w_stride=n_out + 5, y=partials, y_stride=n_out, n_in=n_in, n_out=n_out, contracts_rows=1, batch=33,
+                n_samples=33,
                 settings=np.array([-np.inf], dtype), slot_rows=16, slot_stride=n_in * n_out + 7,
             )  # fmt: skip
     for guarded in (x, d, partials, scratch):
@@ -198,7 +199,8 @@ def test_input_gradient(batch, n_in, n_out, has_gate, dtype):
     for rows in ((0, (batch + 1) // 2), ((batch + 1) // 2, batch)):
         run_kernel(
             "product", dtype, rows, scratch=scratch, x=d, x_stride=n_out, w=w, w_stride=n_out, y=y, y_stride=stride,
-            n_in=n_out, n_out=n_in, layout=gemm.TRANSPOSED, settings=np.array([-np.inf], dtype), batch=batch, **kept,
+            n_in=n_out, n_out=n_in, layout=gemm.TRANSPOSED, settings=np.array([-np.inf], dtype), batch=batch,
+            n_samples=batch, **kept,
         )  # fmt: skip
     for guarded in (y, d, w, gate):
         guarded.assert_guards()

@@ -22,12 +22,18 @@ from nbbp.cpu.gemm import (
 )
 from nbbp.cpu.kernels import kernel
 
-#: Rows of a whole batch from which on a weight gradient with few outputs goes its own way (cpu/narrow.py).
+#: Rows of a batch from which on a weight gradient with few outputs goes its own way (cpu/narrow.py).
 _MANY_ROWS = 8
 
 
 @jit()
-def weight_gradient(op, row_start, row_stop, column_start, column_stop, zero, scratch, lanes, panel):
+def rows_of_batch(op, step):
+    """How many rows the batch has; what goes by it is the same however the batch is cut, and whatever was planned."""
+    return min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
+
+
+@jit()
+def weight_gradient(op, step, row_start, row_stop, column_start, column_stop, zero, scratch, lanes, panel):
     """The product over rows: in the way that suits its shape (cpu/narrow.py, cpu/gemm.py)."""
     x_stride, w_stride, y_stride = op[ops.X_STRIDE], op[ops.W_STRIDE], op[ops.Y_STRIDE]
     x = simd.advance(simd.pointer(op[ops.X], zero), row_start * x_stride + column_start)
@@ -41,7 +47,7 @@ def weight_gradient(op, row_start, row_stop, column_start, column_stop, zero, sc
     if not op[ops.TILE_LOCAL]:
         y = simd.advance(y, column_start * y_stride)
     no_floor = zero + simd.pointer(op[ops.SETTINGS], zero)[0]
-    if n <= narrow.FEW_OUTPUTS and op[ops.BATCH] >= _MANY_ROWS and not is_in_scratch:
+    if n <= narrow.FEW_OUTPUTS and rows_of_batch(op, step) >= _MANY_ROWS and not is_in_scratch:
         narrow.weight_gradient(y, y_stride, x, x_stride, w, w_stride, m, n, k, no_floor, scratch, panel)
     elif k > MANY and max(x_stride, w_stride) > FAR:
         free = simd.advance(scratch, (m * n + 15) // 16 * 16) if is_in_scratch else scratch
@@ -68,7 +74,7 @@ def product_op(zero, variant):
     def product_op(op, step, row_start, row_stop, column_start, column_stop, scratch):
         free = simd.pointer(scratch, zero)
         if op[ops.CONTRACTS_ROWS]:
-            weight_gradient(op, row_start, row_stop, column_start, column_stop, zero, free, lanes, panel)
+            weight_gradient(op, step, row_start, row_stop, column_start, column_stop, zero, free, lanes, panel)
             return
         layout, x_stride, w_stride, y_stride = op[ops.LAYOUT], op[ops.X_STRIDE], op[ops.W_STRIDE], op[ops.Y_STRIDE]
         x = simd.advance(simd.pointer(op[ops.X], zero), row_start * x_stride)
@@ -88,7 +94,7 @@ def product_op(zero, variant):
                 y, y_stride, x, x_stride, 1, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout, free, lanes,
                 panel, variant,
             )  # fmt: skip
-        elif layout == TRANSPOSED and op[ops.BATCH] <= narrow.FEW_ROWS:
+        elif layout == TRANSPOSED and rows_of_batch(op, step) <= narrow.FEW_ROWS:
             narrow.input_gradient(y, y_stride, x, x_stride, w, w_stride, m, n, k, gate, gate_stride, has_gate, lanes)
         else:
             gated_product(
