@@ -53,7 +53,7 @@ class Model(ModelBase):
     precision : {"float32", "bf16", "fp16"}
         "float32" for the dtype itself. Otherwise mixed precision: parameters, their gradients and the optimizer stay
         float32; weights, data, what layers give and gradients on their way back are rounded to 16 bits, and products
-        add up in float32. Deep networks then train in about half the memory; data and outputs of fp16 end at 65504.
+        add up in float32. Deep networks then train in about 0.6 of the memory; data and outputs of fp16 end at 65504.
     loss_scaling : LossScaling or float, optional
         Of fp16: how the loss's gradient is scaled (by default as `nbbp.LossScaling`), or a fixed scale.
 

@@ -10,7 +10,7 @@ from nbbp.layers import Activation, BatchNorm, Custom, Dense, Embedding
 from nbbp.losses import Loss
 from nbbp.lowering import checkpointing, gradients, parameters
 from nbbp.lowering.augmentation import augmented
-from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, takes_logits
+from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, padded, takes_logits
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
 from nbbp.lowering.mixed import lowering_in
 from nbbp.lowering.monitoring import Monitoring
@@ -62,7 +62,8 @@ def _forward_only(lowering: Lowering) -> Program:
     """Blocks of rows through all ops."""
     program = lowering.program
     program.is_shared = tiling.is_shared(2.0 * program.batch * lowering.network.n_parameters)
-    return _with_tiles(program, _phases(program, 0, tiling.FORWARD_ROWS, cuts_products=False))
+    is_wide = any(tiling.is_wide(n_in * n_out) for n_in, n_out in _shapes(lowering.network))
+    return _with_tiles(program, _phases(program, 0, tiling.FORWARD_ROWS, cuts_products=is_wide))
 
 
 def training_program(
@@ -267,9 +268,9 @@ def _weight_tiles(
     n_rows = job.x.width + layer.use_bias
     whole = optimizer is not None and is_whole and not _prepares(lowering, optimizer)
     tiles = []
-    for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out):
+    for panel in [(0, layer.n_out)] if whole else tiling.panels(layer.n_out, program.batch):
         width = panel[1] - panel[0]
-        size = n_rows if whole else max(1, tiling.PARAMETERS // width)
+        size = n_rows if whole else max(1, tiling.parameters(program.batch) // width)
         first = len(program.ops)
         parameters.weight_gradient(lowering, job, Place("gradient", base) if is_whole else 0, panel)
         if _prepares(lowering, optimizer):
@@ -283,7 +284,7 @@ def _weight_tiles(
             parameters.adafactor(lowering, optimizer, own)
         elif optimizer is not None:
             parameters.updates(lowering, optimizer, own, base, 0, panel, layer.n_out)
-            program.scratch = max(program.scratch, min(size, n_rows) * width)
+            program.scratch = max(program.scratch, padded(min(size, n_rows) * width) + tiling.DEEP_PRODUCT)
         lowering.monitoring.after()
         cut = tiling.column_tiles(first, len(program.ops), program.batch, n_rows, size)
         tiles += [(panel[0] / layer.n_out, tile) for tile in cut]

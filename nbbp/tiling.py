@@ -37,10 +37,12 @@ _PACKED_COLUMNS = 256
 FORWARD_ROWS = 32
 #: Numbers that a loss takes of scratch (see cpu/crossentropy.py).
 LOSS_SCRATCH = 7 * 64
-#: Numbers of a tile of an update, or of a weight whose gradient is computed and applied at once.
+#: Numbers of a tile of an update.
 PARAMETERS = 1 << 13
 #: Outputs of a layer up to which its weight gradient takes scratch (see cpu/narrow.py).
 FEW_OUTPUTS = 4
+#: Numbers that a weight gradient over many rows takes of scratch, and how many rows are many (see cpu/gemm.py).
+DEEP_PRODUCT, MANY_ROWS = 128 * (128 + 2 * 64), 192
 #: Columns of a tile of a wide product: the widest panel of cpu/tile.py.
 PANEL = 64
 #: Panels of a wide weight: enough for as many threads, each wide enough to read memory in long runs.
@@ -90,9 +92,17 @@ def partial_rows(shapes: Sequence[tuple[int, int]], batch: int) -> int:
     return -(-rows // 16) * 16
 
 
-def panels(n_out: int) -> list[tuple[int, int]]:
-    """The columns [start, stop) of a weight that one thread updates at a time."""
-    width = max(PANEL, n_out // _PANELS // PANEL * PANEL) if n_out >= 2 * PANEL else n_out
+def parameters(batch: int) -> int:
+    """Numbers of a weight whose gradient is computed and applied at once: a row of the data is read for more of them
+    where rows are many.
+    """
+    return PARAMETERS * (4 if batch > MANY_ROWS else 1)
+
+
+def panels(n_out: int, batch: int) -> list[tuple[int, int]]:
+    """The columns [start, stop) of a weight that one thread updates at a time: more of them where rows are many."""
+    least = 2 * PANEL if batch > MANY_ROWS else PANEL
+    width = max(least, n_out // _PANELS // PANEL * PANEL) if n_out >= 2 * least else n_out
     return [(start, min(start + width, n_out)) for start in range(0, n_out, width)]
 
 

@@ -44,13 +44,15 @@ from profiling.roofline_picture import floor, furthest
 
 NETWORKS = tuple(case for case in CASES if not case.layer)
 QUICK = (1, 3)
-#: Name of the whole step among its ops.
-STEP = "step"
+#: Seconds that can be told from none.
+CLOCK = 1e-9
+#: The whole step and a step of no ops, among the ops that are timed.
+STEP, NOTHING = "step", "nothing"
 #: Bytes of working sets whose bandwidth is measured.
 SIZES = tuple(1 << power for power in range(14, 31))
 QUICK_SIZES = SIZES[:12:2]
-#: Seconds of a run of whole steps, so that entering it from Python is little even beside an op of a hundredth of them.
-RUN = 2e-2
+#: Seconds of a run of whole steps: short enough that some of many fit between what else a machine does.
+RUN = 5e-3
 #: Not to lie whole pages from each other, which processors take for the same place at first.
 APART = 272
 
@@ -108,7 +110,7 @@ class Training:
         loss, optimizer = nbbp.losses.get("crossentropy"), nbbp.Adam()
         self.session = Session(network, loss, optimizer, (), np.dtype("float32"), 0, parameters=parameters)
         self.bound = self.session.training(case.batch, labels=True, keeps_good=False)
-        self.n_steps = min(case.n_steps, max(VALIDATION_STEPS, int(RUN / (case.flops / 1e11 + 2e-7))))
+        self.n_steps = min(case.n_steps, max(VALIDATION_STEPS, int(RUN / (case.flops / 1e11 + 5e-7))))
         self.x, self.labels = training_data(case, self.n_steps)
         n = len(self.x)
         self.order, self.losses = np.arange(n), np.empty(n)
@@ -126,11 +128,15 @@ class Training:
 
 
 def measure_network(case: Case, seconds: float) -> dict[str, object]:
-    """µs of the whole step and of each of its ops, with what these cannot do without."""
+    """µs of the whole step and of each of its ops, with what these cannot do without.
+
+    What a run takes that is told to do nothing, which is Python mostly, is taken off every time.
+    """
     training = Training(case)
     bound, found = training.bound, op_costs.groups(training.bound.program)
     run = single_ops.steps(bound, training.n_steps)
-    cuts = {STEP: (bound.tiles, bound.phases), **{name: single_ops.only(bound, rows) for name, rows in found.items()}}
+    cuts = {STEP: (bound.tiles, bound.phases), NOTHING: single_ops.nothing(bound)}
+    cuts |= {name: single_ops.only(bound, rows) for name, rows in found.items()}
 
     def run_only(name: str) -> None:
         bound.tiles, bound.phases = cuts[name]
@@ -138,7 +144,8 @@ def measure_network(case: Case, seconds: float) -> dict[str, object]:
 
     runs = {name: functools.partial(run_only, name) for name in cuts}
     timed = question.time_in_turn(runs, seconds, stretch=0.0)
-    microseconds = {name: 1e6 * each["minimum"] / training.n_steps for name, each in timed.items()}
+    spent = {name: max(each["minimum"] - timed[NOTHING]["minimum"], CLOCK) for name, each in timed.items()}
+    microseconds = {name: 1e6 * seconds / training.n_steps for name, seconds in spent.items()}
     costs = {name: op_costs.total(bound.program, rows, len(training.x)) for name, rows in found.items()}
     rows = {name: {"microseconds": microseconds[name], **vars(cost)} for name, cost in costs.items()}
     return {"step": microseconds[STEP], "ops": rows}

@@ -37,6 +37,11 @@ def only(bound: BoundProgram, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarr
     return np.array(tiles, np.int64), np.array(ends, np.int64)
 
 
+def nothing(bound: BoundProgram) -> tuple[np.ndarray, np.ndarray]:
+    """One tile of no ops, and its phase: what is left of a run is what it costs to enter it."""
+    return np.array([(0, 0, 0, bound.program.batch, 0, tiling.ALL)], np.int64), np.array([0, 1], np.int64)
+
+
 def steps(bound: BoundProgram, n_steps: int) -> Callable[[], None]:
     """A run of so many whole batches; Python is entered once for all of them."""
     n_samples = n_steps * bound.program.batch

@@ -170,6 +170,7 @@ def test_weight_gradient_of_few_outputs(n_in, n_out, dtype):
             run_kernel(
                 "product", dtype, rows, columns=columns, scratch=scratch, x=x, x_stride=n_in + 3, w=d,
                 w_stride=n_out + 5, y=partials, y_stride=n_out, n_in=n_in, n_out=n_out, contracts_rows=1, batch=33,
+                n_samples=33,
                 settings=np.array([-np.inf], dtype), slot_rows=16, slot_stride=n_in * n_out + 7,
             )  # fmt: skip
     for guarded in (x, d, partials, scratch):
@@ -182,25 +183,56 @@ def test_weight_gradient_of_few_outputs(n_in, n_out, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_gate", [False, True])
+@pytest.mark.parametrize("n_out", [1, 6, 17])
 @pytest.mark.parametrize("n_in", SIZES)
-def test_product_behind_a_gate(n_in, dtype):
-    """The input gradient through a rectifier: 0 where that gave nothing, whatever came; and NaN goes on."""
-    gate = Guarded(np.random.default_rng(1).choice([-1.0, 0.0, 0.5, 2.0], (23, n_in + 4)), dtype)
+@pytest.mark.parametrize("batch", [1, 4, 23])
+def test_input_gradient(batch, n_in, n_out, has_gate, dtype):
+    """Through a rectifier: 0 where that gave nothing, whatever came, and NaN goes on; of few rows in its own way."""
+    rng, stride = np.random.default_rng(n_in), -(-(n_in + 1) // 16) * 16
+    gate = Guarded(rng.choice([-1.0, 0.0, 0.5, 2.0], (batch, n_in + 4)), dtype)
     gate.values[:, n_in:] = np.nan
-    d = np.random.default_rng(2).uniform(-1, 1, (23, 6)).astype(dtype)
-    w = np.random.default_rng(3).uniform(-1, 1, (n_in, 6)).astype(dtype)
-    d[4, 2] = np.nan
-    y, scratch = Guarded(np.full((23, n_in), 7.0), dtype), np.zeros(gemm.scratch_size(dtype, 6), dtype)
-    for rows in ((0, 7), (7, 23)):
+    d, w = (Guarded(rng.uniform(-1, 1, shape), dtype) for shape in ((batch, n_out), (n_in, n_out)))
+    d.values[batch // 2, n_out // 2] = np.nan
+    y, scratch = Guarded(np.full((batch, stride), 7.0), dtype), np.zeros(gemm.scratch_size(dtype, n_out), dtype)
+    kept = {"kept": gate, "kept_stride": n_in + 4} if has_gate else {}
+    for rows in ((0, (batch + 1) // 2), ((batch + 1) // 2, batch)):
         run_kernel(
-            "product", dtype, rows, scratch=scratch, x=d, x_stride=6, w=w, w_stride=6, y=y, y_stride=n_in, n_in=6,
-            n_out=n_in, layout=gemm.TRANSPOSED, settings=np.array([-np.inf], dtype), kept=gate, kept_stride=n_in + 4,
+            "product", dtype, rows, scratch=scratch, x=d, x_stride=n_out, w=w, w_stride=n_out, y=y, y_stride=stride,
+            n_in=n_out, n_out=n_in, layout=gemm.TRANSPOSED, settings=np.array([-np.inf], dtype), batch=batch,
+            n_samples=batch, **kept,
         )  # fmt: skip
-    y.assert_guards()
-    is_open = gate.values[:, :n_in] > 0
-    expected = np.where(is_open, d.astype("float64") @ w.T.astype("float64"), 0.0)
-    np.testing.assert_allclose(y.values, expected, rtol=0.0, atol=30 * EPS[dtype])
-    assert not np.signbit(y.values[~is_open]).any()
+    for guarded in (y, d, w, gate):
+        guarded.assert_guards()
+    is_open = gate.values[:, :n_in] > 0 if has_gate else np.ones((batch, n_in), bool)
+    expected = np.where(is_open, d.values.astype("float64") @ w.values.T.astype("float64"), 0.0)
+    found = y.values[:, :n_in]
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=60 * EPS[dtype])
+    assert not np.signbit(found[~is_open]).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_scratch", [False, True])
+@pytest.mark.parametrize(("n_in", "n_out"), [(1, 5), (17, 64), (130, 129), (257, 200)])
+@pytest.mark.parametrize("n_rows", [193, 400])
+def test_weight_gradient_over_many_rows(n_rows, n_in, n_out, in_scratch, dtype):
+    """Rows so far apart that pieces of them are copied side by side; into scratch, what is copied lies behind it."""
+    rng, gap = np.random.default_rng(n_in), 260
+    x = Guarded(np.pad(rng.uniform(-1, 1, (n_rows, n_in)), ((0, 0), (0, gap)), constant_values=np.nan), dtype)
+    d = Guarded(np.pad(rng.uniform(-1, 1, (n_rows, n_out)), ((0, 0), (0, gap)), constant_values=np.nan), dtype)
+    size = -(-n_in * n_out // 16) * 16
+    scratch = Guarded(np.zeros((size if in_scratch else 0) + tiling.DEEP_PRODUCT), dtype)
+    y = Guarded(np.full((n_in, n_out), np.nan), dtype)
+    run_kernel(
+        "product", dtype, (0, n_rows), columns=(0, n_in), scratch=scratch, x=x, x_stride=n_in + gap, w=d,
+        w_stride=n_out + gap, y=0 if in_scratch else y, y_stride=n_out, n_in=n_in, n_out=n_out, contracts_rows=1,
+        batch=n_rows, settings=np.array([-np.inf], dtype), slot_rows=n_rows, tile_local=int(in_scratch),
+    )  # fmt: skip
+    for guarded in (x, d, scratch, y):
+        guarded.assert_guards()
+    found = scratch.values[: n_in * n_out].reshape(n_in, n_out) if in_scratch else y.values
+    expected = x.values[:, :n_in].T.astype("float64") @ d.values[:, :n_out]
+    np.testing.assert_allclose(found, expected, rtol=0.0, atol=20 * n_rows**0.5 * EPS[dtype])
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------

@@ -63,6 +63,14 @@ ALLOWED = {
         ("embedding_forward", "embedding_backward"),
         ({"fpext", "fcmp", "sitofp"}, "a category is compared with how many there are"),
     ),
+    **dict.fromkeys(
+        ("monitor_rows", "monitor_before", "monitor_after", "monitor_record"),
+        (
+            {"fpext", "vector fpext", "fadd", "vector fadd", "fsub", "vector fsub", "fmul", "vector fmul", "fdiv"}
+            | {"fcmp", "sitofp", "uitofp", "vector uitofp", "call sqrt"},
+            "statistics are added up in float64; they are numbers of a row, a tile or a layer, and not trained with",
+        ),
+    ),
     "snapshot": (FINITE, "asks whether losses, which are float64, are finite"),
     "update_loss_scale": (FINITE, "asks whether sums of squares, which are float64, are finite"),
     **dict.fromkeys(

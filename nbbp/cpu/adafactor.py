@@ -17,16 +17,54 @@ from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
 from nbbp.cpu.update import is_update, penalized
 
+#: Columns that are summed up at a time: what is near in memory is read together.
+_COLUMNS = 8
+
 
 @jit(fastmath=FASTMATH)
-def _blend(kept, share, start, count, g, stride_in, stride_out, n):
-    """kept[i] += share (mean over j < n of g[i, j]² - kept[i])."""
-    for i in range(count):
-        total = float64(0)
-        for j in range(n):
-            value = float64(g[i * stride_in + j * stride_out])
-            total += value * value
-        kept[start + i] += share * (type(kept[start + i])(total / n) - kept[start + i])
+def _blend(kept, share, total, n):
+    """kept[0] += share (total / n - kept[0])."""
+    kept[0] += share * (type(kept[0])(total / n) - kept[0])
+
+
+@jit(fastmath=FASTMATH)
+def _squares(g, n, stride):
+    """The sum of g[j · stride]² over j < n."""
+    total = float64(0)
+    for j in range(n):
+        total += float64(g[j * stride]) ** 2
+    return total
+
+
+@jit(fastmath=FASTMATH)
+def _squares_of_columns(g, n, stride):
+    """The sums of g[j · stride + i]² over j < n, for each i < _COLUMNS."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = float64(0)
+    for j in range(n):
+        row = simd.advance(g, j * stride)
+        s0 += float64(row[0]) ** 2
+        s1 += float64(row[1]) ** 2
+        s2 += float64(row[2]) ** 2
+        s3 += float64(row[3]) ** 2
+        s4 += float64(row[4]) ** 2
+        s5 += float64(row[5]) ** 2
+        s6 += float64(row[6]) ** 2
+        s7 += float64(row[7]) ** 2
+    return s0, s1, s2, s3, s4, s5, s6, s7
+
+
+@jit(fastmath=FASTMATH)
+def _blend_both(kept, share, g, n_rows, n_columns):
+    """Blend the mean of g² over each row, then over each column, into kept (n_rows + n_columns,)."""
+    for i in range(n_rows):
+        _blend(simd.advance(kept, i), share, _squares(simd.advance(g, i * n_columns), n_columns, 1), n_columns)
+    columns = simd.advance(kept, n_rows)
+    whole = n_columns // _COLUMNS * _COLUMNS
+    for first in range(0, whole, _COLUMNS):
+        for i, total in enumerate(_squares_of_columns(simd.advance(g, first), n_rows, n_columns)):
+            _blend(simd.advance(columns, first + i), share, total, n_rows)
+    for i in range(whole, n_columns):
+        _blend(simd.advance(columns, i), share, _squares(simd.advance(g, i), n_rows, n_columns), n_rows)
 
 
 @jit(fastmath=FASTMATH, forceinline=True)
@@ -51,8 +89,7 @@ def adafactor_step(w, g, kept, n_rows, n_columns, is_matrix, line, precision, sm
     step_size = max(eps_scale, math.sqrt(squares / n)) * line[4]
     mean = float64(1)
     if is_matrix:
-        _blend(kept, share, 0, n_rows, g, n_columns, 1, n_columns)
-        _blend(kept, share, n_rows, n_columns, g, 1, n_columns, n_rows)
+        _blend_both(kept, share, g, n_rows, n_columns)
         mean = float64(0)
         for i in range(n_rows):
             mean += float64(kept[i])

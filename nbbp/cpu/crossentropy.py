@@ -58,9 +58,9 @@ def _exponentials(x, largest, totals, logarithms, n_rows, n):
 
 
 @jit(fastmath=FASTMATH)
-def _labels_of_few_classes(op, step, row_start, row_stop, zero, scratch):
-    """`crossentropy` with labels for at most FEW_CLASSES: blocks of rows are turned round, so that what is costly fills
-    registers with rows. Takes (FEW_CLASSES + 3) · 64 numbers of scratch.
+def _few_classes(op, step, row_start, row_stop, zero, scratch):
+    """`crossentropy` for at most FEW_CLASSES: blocks of rows are turned round, so that what is costly fills registers
+    with rows. Takes (FEW_CLASSES + 3) · 64 numbers of scratch.
     """
     settings = simd.pointer(op[ops.SETTINGS], zero)
     one, n, start = type(zero)(1), op[ops.N_OUT], step * op[ops.BATCH]
@@ -70,7 +70,7 @@ def _labels_of_few_classes(op, step, row_start, row_stop, zero, scratch):
     n_prefetched = op[ops.N_SAMPLES] - start - op[ops.BATCH] if op[ops.ORDER] != 0 else 0
     values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), start)
     order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), start)
-    labels = simd.pointer(op[ops.TARGET], int64(0))
+    labels, targets = simd.pointer(op[ops.TARGET], int64(0)), simd.pointer(op[ops.TARGET], zero)
     largest, totals, logarithms, columns = (
         scratch, simd.advance(scratch, _BLOCK), simd.advance(scratch, 2 * _BLOCK), simd.advance(scratch, 3 * _BLOCK)
     )  # fmt: skip
@@ -80,22 +80,35 @@ def _labels_of_few_classes(op, step, row_start, row_stop, zero, scratch):
         _transpose(columns, _BLOCK, x, op[ops.X_STRIDE], n_rows, n)
         _exponentials(columns, largest, totals, logarithms, n_rows, n)
         for r in range(n_rows):
-            row = simd.advance(x, r * op[ops.X_STRIDE])
-            d_row = simd.advance(simd.pointer(op[ops.Y], zero), (first + r) * op[ops.Y_STRIDE])
+            row, start_of_d = simd.advance(x, r * op[ops.X_STRIDE]), (first + r) * op[ops.Y_STRIDE]
+            d_row = simd.advance(simd.pointer(op[ops.Y], zero), start_of_d)
             source = order[first + r] if op[ops.ORDER] != 0 else start + first + r
-            if first + r < n_prefetched:
-                simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
             weight = one
             if op[ops.SAMPLE_WEIGHT] != 0:
                 weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
-            label, factor = labels[source], weight * per_row
-            share, inner = factor / totals[r], float64(kept * (row[label] - largest[r]))
-            for j in range(n):
-                d_row[j] = columns[j * _BLOCK + r] * share - factor * even
-                if smoothing != 0:
+            factor, inner, mass = weight * per_row, float64(0), one
+            if smoothing != 0:
+                for j in range(n):
                     inner += float64(even * (row[j] - largest[r]))
-            d_row[label] -= factor * kept
-            values[first + r] = float64(weight * scale) * (float64(logarithms[r]) - inner)
+            # products of float32 numbers are exact in float64: labels and one-hot rows give the same bits
+            if op[ops.TARGET_IS_LABELS]:
+                if first + r < n_prefetched:
+                    simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
+                label, share = labels[source], factor / totals[r]
+                inner += float64(kept) * float64(row[label] - largest[r])
+                for j in range(n):
+                    d_row[j] = columns[j * _BLOCK + r] * share - factor * even
+                d_row[label] -= factor * kept
+            else:
+                target = simd.advance(targets, source * op[ops.TARGET_STRIDE])
+                mass = smoothing + kept * simd.row_sum(target, n)
+                share = factor * mass / totals[r]
+                for j in range(n):
+                    if target[j] != 0:  # 0 · -inf would be NaN
+                        inner += float64(kept * target[j]) * float64(row[j] - largest[r])
+                    d_row[j] = columns[j * _BLOCK + r] * share - factor * even
+                    d_row[j] -= factor * kept * target[j]
+            values[first + r] = float64(weight * scale) * (float64(logarithms[r]) * mass - inner)
 
 
 @kernel("crossentropy", fastmath=FASTMATH)
@@ -107,8 +120,8 @@ def crossentropy(zero, variant):
     """
 
     def crossentropy(op, step, row_start, row_stop, column_start, column_stop, scratch):
-        if op[ops.TARGET_IS_LABELS] and op[ops.N_OUT] <= FEW_CLASSES:
-            _labels_of_few_classes(op, step, row_start, row_stop, zero, simd.pointer(scratch, zero))
+        if op[ops.N_OUT] <= FEW_CLASSES:
+            _few_classes(op, step, row_start, row_stop, zero, simd.pointer(scratch, zero))
             return
         settings = simd.pointer(op[ops.SETTINGS], zero)
         smoothing, scale, is_mean = settings[0], settings[1], settings[2] != 0

@@ -9,6 +9,11 @@ import numpy as np
 from nbbp.compiling import jit
 from nbbp.cpu import half, simd, tile
 
+#: Of `deep_product`: k, rows of C and panels that it takes at a time (as in nbbp/tiling.py).
+DEPTH, ROWS, PANELS = 128, 128, 2
+#: More k than this are many, where rows lie further apart than so many numbers.
+MANY, FAR = 192, 256
+
 #: B may be read in place, copied side by side panel by panel, or transposed while it is copied.
 IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
 
@@ -113,3 +118,33 @@ def rounded_product(
             panel_c, c_stride, a, a_row, a_column, scratch, stride, m, width, k, rounded_bias, has_bias, floor,
             panel_c, c_stride, 0,
         )  # fmt: skip
+
+
+@jit()
+def deep_product(c, c_stride, a, a_stride, b, b_stride, m, n, k, no_floor, scratch, panel):
+    """C = Aᵀ·B over many k: pieces of A and B are copied side by side, block by block of k, to stay in the caches.
+
+    c (m, n), a (k, m), b (k, n) with these row strides. Takes DEPTH · (ROWS + PANELS · panel) numbers of scratch;
+    `panel` and `no_floor` as `panel_width` and minus infinity. Writes c and scratch, which must overlap nothing.
+    """
+    packed_a = simd.advance(scratch, DEPTH * PANELS * panel)
+    for left in range(0, n, PANELS * panel):
+        right = min(left + PANELS * panel, n)
+        for first in range(0, k, DEPTH):
+            depth = min(k - first, DEPTH)
+            for j in range(left, right, panel):
+                packed_b = simd.advance(scratch, DEPTH * (j - left))
+                for p in range(depth):
+                    row = simd.advance(b, (first + p) * b_stride + j)
+                    simd.copy(simd.advance(packed_b, p * panel), row, min(right - j, panel))
+            for i in range(0, m, ROWS):
+                height = min(m - i, ROWS)
+                for p in range(depth):
+                    simd.copy(simd.advance(packed_a, p * ROWS), simd.advance(a, (first + p) * a_stride + i), height)
+                for j in range(left, right, panel):
+                    part = simd.advance(c, i * c_stride + j)
+                    tile.multiply_panel(
+                        part, c_stride, packed_a, 1, ROWS, simd.advance(scratch, DEPTH * (j - left)), panel, height,
+                        min(right - j, panel), depth, part, tile.GOES_ON if first > 0 else 0, no_floor, part, c_stride,
+                        0,
+                    )  # fmt: skip

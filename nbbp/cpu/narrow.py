@@ -1,18 +1,25 @@
-"""The weight gradient of a layer with few outputs, of which a register of a row would hold a lane or two.
+"""Products that would leave registers empty: the weight gradient of few outputs, the input gradient of few rows.
 
-Legend: C is m × n with n <= FEW_OUTPUTS, A is k × m, B is k × n.
+Legend: C is m × n, A and B as each says; `lanes` numbers fill a register.
 """
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from nbbp.compiling import jit
 from nbbp.cpu import simd, tile
 
-#: Columns of C up to which it is quicker to compute its transpose (as in nbbp/tiling.py).
+#: Columns of C up to which it is quicker to compute the transpose of a weight gradient (as in nbbp/tiling.py).
 FEW_OUTPUTS = 4
+#: Rows of a batch up to which it is quicker to read a weight row by row than to turn it round.
+FEW_ROWS = 4
 
 
 @jit()
 def weight_gradient(c, c_stride, a, a_stride, b, b_stride, m, n, k, no_floor, scratch, panel):
-    """C = Aᵀ·B as the transpose of Bᵀ·A, whose rows fill registers.
+    """C = Aᵀ·B for n <= FEW_OUTPUTS, as the transpose of Bᵀ·A, whose rows fill registers.
 
     c (m, n), a (k, m), b (k, n) with these row strides. Takes n · panel numbers of scratch; `panel` and `no_floor` as
     gemm.panel_width and minus infinity. Writes c, which must not overlap a, b or scratch.
@@ -27,3 +34,67 @@ def weight_gradient(c, c_stride, a, a_stride, b, b_stride, m, n, k, no_floor, sc
             row = simd.advance(scratch, j * panel)
             for i in range(width):
                 c[(first + i) * c_stride + j] = row[i]
+
+
+@jit()
+def input_gradient(c, c_stride, a, a_stride, b, b_stride, m, n, k, gate, gate_stride, has_gate, lanes):
+    """C = A·Bᵀ for m <= FEW_ROWS, but 0 where gate <= 0: scalar products of rows, without turning B round.
+
+    c (m, n), a (m, k), b (n, k), gate (m, n) if has_gate is 1, with these row strides. Writes c, and up to the end of
+    the register behind each of its rows, which must not overlap anything.
+    """
+    for first in range(0, n, lanes):
+        rows, n_rows = simd.advance(b, first * b_stride), min(lanes, n - first)
+        for r in range(m):
+            dot_rows(simd.advance(c, r * c_stride + first), rows, b_stride, simd.advance(a, r * a_stride), n_rows, k)
+    if has_gate:
+        for r in range(m):
+            y, opens = simd.advance(c, r * c_stride), simd.advance(gate, r * gate_stride)
+            zero = type(opens[0])(0)
+            for j in range(n):
+                y[j] = zero if opens[j] <= zero else y[j]
+
+
+@intrinsic
+def dot_rows(typing_context, out, a, a_stride, b, n_rows, k):
+    """out[i] = <a[i, :], b> for as many rows i as a register has lanes; those from n_rows on are the last one again.
+
+    a (n_rows, k) with row stride a_stride, n_rows >= 1, b (k,), out (lanes,). The sums of all rows are added up in one
+    tree: in each round, half of the registers take over halves of the others'.
+    """
+    number = types.int64
+
+    def codegen(context, builder, signature, arguments):
+        out, a, a_stride, b, n_rows, k = arguments
+        vector = simd.vector_type(signature.args[0].dtype)
+        lanes, last = vector.count, builder.sub(n_rows, simd.INT64(1))
+        rows = []
+        for i in range(lanes):
+            exists = builder.icmp_signed("<", simd.INT64(i), n_rows)
+            rows.append(builder.gep(a, [builder.mul(builder.select(exists, simd.INT64(i), last), a_stride)]))
+        zeros = ir.Constant(vector, [0.0] * lanes)
+        sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(lanes)]
+        with cgutils.for_range_slice(builder, simd.INT64(0), k, simd.INT64(lanes)) as (index, _):
+            mask = simd.lane_mask(builder, builder.sub(k, index), lanes)
+            of_b = simd.load_vector(builder, builder.gep(b, [index]), vector, mask)
+            for row, total in zip(rows, sums, strict=True):
+                of_a = simd.load_vector(builder, builder.gep(row, [index]), vector, mask)
+                builder.store(simd.fused_multiply_add(builder, of_a, of_b, builder.load(total)), total)
+        totals = [builder.load(total) for total in sums]
+        while len(totals) > 1:
+            half = len(totals) // 2
+            totals = [_add_halves(builder, totals[i], totals[i + half], half) for i in range(half)]
+        simd.store_vector(builder, totals[0], out)
+        return context.get_dummy_value()
+
+    return types.void(out, a, number, b, number, number), codegen
+
+
+def _add_halves(builder, x, y, distance):
+    """Lanes without the bit `distance`: x[l] + x[l + distance]; those with it: y[l - distance] + y[l]."""
+    lanes = x.type.count
+    index = ir.VectorType(simd.INT32, lanes)
+    low = [lane if not lane & distance else lanes + lane - distance for lane in range(lanes)]
+    high = [lane + distance if not lane & distance else lanes + lane for lane in range(lanes)]
+    parts = [builder.shuffle_vector(x, y, ir.Constant(index, places)) for places in (low, high)]
+    return builder.fadd(*parts)

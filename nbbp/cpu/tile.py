@@ -1,7 +1,8 @@
 """The register tile: the innermost loop of every dense product.
 
 Legend: a panel is m rows by up to ``MAX_VECTORS`` registers of columns; it is cut into tiles of ``rows`` × ``vectors``
-registers that hold their sums from the first to the last k, so that C is written once and never read.
+registers that hold their sums from the first to the last k, so that C is written once (once for every block of k, where
+there are blocks).
 
 ``C[i, j] = max(floor, bias[j] + sum_k A[i, k] · B[k, j])``: per k, one load of each vector of B's row, one broadcast of
 each A[i, k], ``rows · vectors`` fused multiply-adds (the register blocking of Goto and van de Geijn, "Anatomy of
@@ -17,6 +18,8 @@ from nbbp.cpu import simd
 
 #: Vectors of columns in the widest tile; two where there are only 16 registers.
 MAX_VECTORS = 4 if simd.VECTOR_REGISTERS >= 32 else 2
+#: In the place of `has_bias`: C holds the sums over the k before.
+GOES_ON = 2
 #: Sums in flight that hide the latency of a fused multiply-add (4 cycles × 2 per cycle).
 _SUMS_IN_FLIGHT = 8
 
@@ -29,14 +32,34 @@ def max_rows(vectors: int) -> int:
 class _Panel:
     """The operands of one panel while its LLVM IR is written."""
 
-    def __init__(self, builder, vector, operands, mask, has_bias):
-        self.builder, self.vector, self.mask, self.has_bias = builder, vector, mask, has_bias
+    def __init__(self, builder, vector, operands, mask, has_bias, goes_on):
+        self.builder, self.vector, self.mask = builder, vector, mask
+        self.has_bias, self.goes_on = has_bias, goes_on
         self.c, self.c_stride, self.a, self.a_row, self.a_column = operands[:5]
         self.b, self.b_stride, self.k, self.bias, self.floor = operands[5:10]
         self.gate, self.gate_stride, self.has_gate = operands[10:]
 
-    def first_sums(self, vectors):
-        """The registers that the sums start from: the bias, or zeros."""
+    def first_sums(self, first_row, rows, vectors):
+        """The registers that the sums start from: what C holds, the bias, or zeros."""
+        builder = self.builder
+        with builder.if_else(self.goes_on) as (held, new):
+            with held:
+                at = [builder.add(first_row, simd.INT64(i)) for i in range(rows)]
+                so_far = [self.row_at(builder.gep(self.c, [builder.mul(i, self.c_stride)]), vectors) for i in at]
+                blocks = [builder.block]
+            with new:
+                bias = self.row_of_bias(vectors)
+                blocks.append(builder.block)
+        sums = []
+        for row in so_far:
+            sums.append([builder.phi(self.vector) for _ in range(vectors)])
+            for phi, *values in zip(sums[-1], row, bias, strict=True):
+                for value, block in zip(values, blocks, strict=True):
+                    phi.add_incoming(value, block)
+        return sums
+
+    def row_of_bias(self, vectors):
+        """The registers of the bias, or zeros."""
         builder, lanes = self.builder, self.vector.count
         whole = simd.splat(builder, self.has_bias, lanes)
         last = whole if self.mask is None else builder.and_(whole, self.mask)
@@ -44,17 +67,17 @@ class _Panel:
         starts = [builder.gep(self.bias, [simd.INT64(j * lanes)]) for j in range(vectors)]
         return [simd.load_vector(builder, s, self.vector, m) for s, m in zip(starts, masks, strict=True)]
 
-    def row_of_b(self, b, vectors):
-        """The registers of one row of B; the last of them masked."""
+    def row_at(self, start, vectors):
+        """The registers of a row of B or C; the last of them masked."""
         builder, lanes = self.builder, self.vector.count
-        starts = [builder.gep(b, [simd.INT64(j * lanes)]) for j in range(vectors)]
+        starts = [builder.gep(start, [simd.INT64(j * lanes)]) for j in range(vectors)]
         masks = [None] * (vectors - 1) + [self.mask]
         return [simd.load_vector(builder, s, self.vector, m) for s, m in zip(starts, masks, strict=True)]
 
     def accumulate(self, sums, rows_of_a, a_offset, b):
         """sums[i][j] + A[i, k] · B[k, j] for one k."""
         builder, vectors = self.builder, len(sums[0])
-        b_row = self.row_of_b(b, vectors)
+        b_row = self.row_at(b, vectors)
         result = []
         for row, start in zip(sums, rows_of_a, strict=True):
             a = simd.splat(builder, builder.load(builder.gep(start, [a_offset])), self.vector.count)
@@ -104,7 +127,7 @@ class _Panel:
         builder = self.builder
         a = builder.gep(self.a, [builder.mul(first_row, self.a_row)])
         rows_of_a = [builder.gep(a, [builder.mul(self.a_row, simd.INT64(i))]) for i in range(rows)]
-        sums = [self.first_sums(vectors)] * rows
+        sums = self.first_sums(first_row, rows, vectors)
         k = simd.INT64(0)
         unroll = max(1, _SUMS_IN_FLIGHT // (rows * vectors))
         if unroll > 1:
@@ -170,7 +193,8 @@ def multiply_panel(
     """C = max(floor, bias + A·B) for one panel of at most ``MAX_VECTORS`` registers of columns; 0 where gate <= 0.
 
     c (m, n) with row stride c_stride; a (m, k) with any strides; b (k, n) with row stride b_stride, columns contiguous;
-    bias (n,), which must be an address that can be read, used only if has_bias is 1.
+    bias (n,), which must be an address that can be read, used only if has_bias is 1; where that is GOES_ON, the sums go
+    on from what C holds.
     m >= 1, 1 <= n <= MAX_VECTORS·lanes, k >= 0. Strides count numbers, not bytes. `floor` is -inf for none, 0 for a
     rectifier; gate (m, n), row stride gate_stride, counts only if has_gate is 1. Writes c alone, which must not overlap
     a, b or gate.
@@ -188,6 +212,7 @@ def multiply_panel(
         n_vectors = builder.udiv(builder.sub(builder.add(n, lanes), simd.INT64(1)), lanes)
         in_last = builder.sub(n, builder.mul(builder.sub(n_vectors, simd.INT64(1)), lanes))
         mask = simd.lane_mask(builder, in_last, vector.count)
+        goes_on = builder.icmp_signed("==", has_bias, simd.INT64(GOES_ON))
         has_bias, has_gate = (builder.icmp_signed("!=", flag, simd.INT64(0)) for flag in (has_bias, has_gate))
         operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, bias, floor, gate, gate_stride, has_gate)
         done = builder.append_basic_block("panel_done")
@@ -199,7 +224,8 @@ def multiply_panel(
             fits = fits if masked else builder.and_(fits, is_full)
             builder.cbranch(fits, here, following)
             builder.position_at_end(here)
-            _Panel(builder, vector, operands, mask if masked else None, has_bias).all_tiles(m, vectors, done)
+            panel = _Panel(builder, vector, operands, mask if masked else None, has_bias, goes_on)
+            panel.all_tiles(m, vectors, done)
             builder.position_at_end(following)
         builder.branch(done)
         builder.position_at_end(done)

@@ -234,11 +234,20 @@ class Lowering:
         """What is to be done to the gradient of the loss before it goes back: nothing."""
 
     def back(self, steps: Sequence[Step], d_y: Values, wants_d_x: bool) -> Values:
-        """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted."""
+        """The ops of the way back through a chain, as far as anyone wants a gradient; d_x where it is wanted.
+
+        The gradients of a layer's parameters are done with the layer: what they read is still in the caches, and the
+        memory of gradients between the layers is free again.
+        """
+        given = d_y
         for number, wants in way_back([step.node.trains for step in steps], wants_d_x):
             self.monitoring.gradient(steps[number].node, d_y)
             with self.program.labelled(layer=steps[number].node.path):
-                d_y = steps[number].backward(d_y, wants)
+                d_x = steps[number].backward(d_y, wants)
+            self.flush_layer()
+            if d_x.buffer != d_y.buffer != given.buffer:
+                self.program.release(len(self.program.taken), keep=(), also=(d_y,))
+            d_y = d_x
         return d_y
 
     def own_gradient(self, node: Node, is_whole: bool = False) -> dict[str, int | Place]:

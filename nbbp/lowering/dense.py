@@ -9,7 +9,7 @@ from nbbp.layers import Activation, Custom, Dense
 from nbbp.lowering.base import Lowering, Step, WeightGradient, lowers, operands, passes
 from nbbp.nodes import Node
 from nbbp.ops import UserFunction
-from nbbp.program import Place, Program, Values
+from nbbp.program import Op, Place, Program, Values
 
 # As in cpu/gemm.py: how a product finds its second operand.
 IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
@@ -101,11 +101,22 @@ def activation_forward(lowering: Lowering, node: Node, function: Activation, x: 
 
 def activation_backward(lowering: Lowering, function: Activation, x: Values, y: Values, d_y: Values) -> None:
     """Op for ``d_y *= f'``, of what came in or of what went out; a relu is done by the product that gave d_y."""
-    last = lowering.program.ops[-1]
-    if function.name == "relu" and last.kernel == "product" and last.columns[ops.Y] == Place(d_y.buffer):
-        last.columns |= {ops.KEPT: Place(y.buffer), ops.KEPT_STRIDE: y.stride}
-        return
-    activation_op(lowering.program, function, "backward", y if of_output(function) else x, d_y)
+    product = _gave(lowering.program, d_y, y) if function.name == "relu" else None
+    if product is not None:
+        product.columns |= {ops.KEPT: Place(y.buffer), ops.KEPT_STRIDE: y.stride}
+    else:
+        activation_op(lowering.program, function, "backward", y if of_output(function) else x, d_y)
+
+
+def _gave(program: Program, d_y: Values, y: Values) -> Op | None:
+    """The product that gave d_y, if nobody has looked at that since, and y was there already."""
+    for op in reversed(program.ops):
+        written = op.columns.get(ops.Y)
+        if written == Place(d_y.buffer) and op.kernel == "product":
+            return op
+        if any(place.buffer == d_y.buffer for place in op.places()) or written == Place(y.buffer):
+            return None
+    return None
 
 
 def activation_op(program: Program, function: Activation, direction: str, x: Values, y: Values) -> None:

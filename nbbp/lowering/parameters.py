@@ -38,6 +38,7 @@ def weight_gradient(
     is_local = not isinstance(gradient, Place)
     if stop - start <= tiling.FEW_OUTPUTS and not is_local:
         program.scratch = max(program.scratch, tiling.FEW_OUTPUTS * tiling.PANEL)
+    program.scratch = max(program.scratch, tiling.DEEP_PRODUCT)
     program.add(
         "product", x=Place(job.x.buffer), x_stride=job.x.stride,
         w=Place(job.d_y.buffer, start), w_stride=job.d_y.stride,
