@@ -31,6 +31,7 @@ from scipy import special
 import nbbp
 from nbbp import plotting, tiling
 from nbbp.cpu.engine import BoundProgram
+from nbbp.lowering.base import padded
 from nbbp.lowering.dense import IN_PLACE, PACKED, TRANSPOSED
 from nbbp.program import Place, Program, Values
 from nbbp.scalars.activations import ACTIVATIONS
@@ -136,7 +137,7 @@ def update(layer: Layer, how: str) -> BoundProgram:
     n = n_rows * n_out
     program.buffers |= {"gradient": n, "slot 0": n, "slot 1": n}
     tiles: list[tuple] = []
-    for start, stop in tiling.panels(n_out) if how == FUSED else [(0, n_out)]:
+    for start, stop in tiling.panels(n_out, layer.batch) if how == FUSED else [(0, n_out)]:
         first, width, is_local = len(program.ops), stop - start, how == FUSED
         program.add(
             "product", x=Place(x.buffer), x_stride=x.stride, w=Place(d_y.buffer, start), w_stride=d_y.stride,
@@ -148,8 +149,8 @@ def update(layer: Layer, how: str) -> BoundProgram:
             w=Place("parameters", start), w_stride=n_out, n_out=n_rows, slot_stride=width, tile_local=int(is_local),
             slot_0=Place("slot 0", start), slot_1=Place("slot 1", start), coefficients=Place("coefficients"),
         )  # fmt: skip
-        size = max(1, tiling.PARAMETERS // width)
-        program.scratch = max(program.scratch, size * width)
+        size = max(1, tiling.parameters(layer.batch) // width)
+        program.scratch = max(program.scratch, padded(size * width) + tiling.DEEP_PRODUCT)
         if is_local:
             tiles += tiling.column_tiles(first, len(program.ops), layer.batch, n_rows, size)
     bound = layer.bind(program, tiles)

@@ -32,7 +32,7 @@ def test_every_op_of_a_step_has_a_name_and_a_cost():
     found = op_costs.groups(program)
     assert list(found) == [
         "gather", "forward 1", "forward 2", "forward 3", "crossentropy", "input gradient 3",
-        "input gradient 2", "weight gradient 3", "weight gradient 2", "weight gradient 1", "Adam",
+        "weight gradient 3", "input gradient 2", "weight gradient 2", "weight gradient 1", "Adam",
     ]  # fmt: skip
     assert sorted(row for rows in found.values() for row in rows) == list(range(len(program.ops)))
     costs = {name: op_costs.total(program, rows, len(training.x)) for name, rows in found.items()}
