@@ -18,7 +18,6 @@ from nbbp.layers import Activation, positive_integer
 from nbbp.model_base import ModelBase
 from nbbp.quick import OnlineStep
 from nbbp.sample import SampleFunctions
-from nbbp.session import FORWARD_BATCH
 from nbbp.sources import Chunk
 from nbbp.training import Training, check_options, checked_augmentation, checked_hooks
 from nbbp.validation import as_array
@@ -351,7 +350,7 @@ class Model(ModelBase):
             and X.ndim == 2
             and X.flags.carray
             and X.shape[1] == self.network.n_in
-            and 0 < X.shape[0] <= FORWARD_BATCH
+            and X.shape[0] > 0
         ):
             out = session.predict_quickly(X)
             if out is not None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from nbbp import programs
+from nbbp import programs, tiling
 from nbbp.cpu import entry
-from nbbp.cpu.engine import BoundProgram, aligned
+from nbbp.cpu.engine import BoundProgram, aligned, get_num_threads
 from nbbp.layers import Activation
 from nbbp.losses import Loss
 from nbbp.lowering.base import PLACE_IN_BATCH, padded
@@ -371,11 +371,13 @@ class Session(OnHost):
         return self.form.outputs(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def predict_quickly(self, x: np.ndarray) -> np.ndarray | None:
-        """`predict` for a few rows that need no conversion; None where a number in them is not finite, or a category.
+        """`predict` for rows that need no conversion; None where a number in them is not finite, a category, or where
+        several threads would be quicker.
 
         Every thread has a program of its own for it, which costs less than a lock.
         """
-        if self.form.categories:
+        is_shared = len(x) > FORWARD_BATCH and tiling.is_shared(2.0 * len(x) * len(self.parameters))
+        if self.form.categories or (is_shared and get_num_threads() > 1):
             return None
         mine = self._of_this_thread
         try:

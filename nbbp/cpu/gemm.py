@@ -14,6 +14,8 @@ DEPTH, ROWS, PANELS = 128, 128, 2
 #: More k than this are many, where rows lie further apart than so many numbers.
 MANY, FAR = 192, 256
 
+#: Rows of C from which on copying B pays, where it need not be turned round.
+PACKED_ROWS = 12
 #: B may be read in place, copied side by side panel by panel, or transposed while it is copied.
 IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
 
@@ -70,10 +72,11 @@ def gated_product(
     """
     if m <= 0:
         return
+    is_read_in_place = layout == IN_PLACE or (layout == PACKED and m < PACKED_ROWS)
     for j in range(0, n, panel):
         width = min(n - j, panel)
         panel_b, panel_stride = simd.advance(b, j), b_stride
-        if layout != IN_PLACE:
+        if not is_read_in_place:
             panel_b, panel_stride = scratch, (width + lanes - 1) // lanes * lanes
             if layout == TRANSPOSED:
                 _pack_transposed(scratch, panel_stride, simd.advance(b, j * b_stride), b_stride, k, width, lanes)
