@@ -1,5 +1,6 @@
 """The Monitor around a run: which updates it looks at, what it warns of, what it draws."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -55,6 +56,22 @@ def test_batches_of_an_iterable():
     model_of().fit(batches, epochs=2, verbose=0, callbacks=[monitor])
     assert monitor.updates.tolist() == [1, 2, 3, 4, 5, 6]
     assert np.isfinite(monitor["mean"]).all()
+
+
+def test_the_end_of_an_epoch_goes_through_that_epoch_alone():
+    peaks = []
+
+    class Measured(Monitor):
+        def on_epoch_end(self, run):
+            tracemalloc.start()
+            try:
+                super().on_epoch_end(run)
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+
+    fit(model_of(), Measured(every=1), epochs=50)
+    assert max(peaks[-10:]) <= 1.5 * max(peaks[1:11])  # bytes; over all epochs so far they would be 5 times as many
 
 
 def test_a_run_that_diverges_leaves_its_records_and_no_monitor():
