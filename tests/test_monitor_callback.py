@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from callback_cases import LABELS, X, fit, model_of
+from callback_cases import LABELS, X, fit, model_of, numbers_of
 from monitoring_cases import LAYERS, trained
 
 import nbbp
@@ -134,10 +134,23 @@ def test_what_cannot_be_a_monitor(settings, error, match):
         Monitor(**settings)
 
 
-def test_one_at_a_time():
-    model = model_of()
-    with pytest.raises(ValueError, match="one Monitor at a time"):
-        fit(model, Monitor(), Monitor())
+def test_one_at_a_time(tmp_path):
+    model, path = model_of(), tmp_path / "m.safetensors"
+    fit(model, epochs=2)
+    model.save(path)
+    history = fit(model)
+    before = numbers_of(model)
+    with pytest.raises(ValueError, match=r"callbacks\[1\] is another Monitor; one Monitor at a time can look at a mod"):
+        fit(model, Monitor(), Monitor(), resume_from=path)
+    assert numbers_of(model) == before
+    assert model.history is history
+
+    class Nested(nbbp.callbacks.Callback):
+        def on_epoch_begin(self, run):
+            fit(run.model, Monitor(), epochs=1)
+
+    with pytest.raises(ValueError, match="another one is looking at this one"):
+        fit(model, Monitor(), Nested())
     assert model._session.monitor is None
     fit(model, Monitor())
 

@@ -81,6 +81,7 @@ class Monitor(Callback):
     """
 
     quantities = QUANTITIES
+    is_only_one = True
 
     def __init__(self, every: int = 100, vanishing: float = 1e-4, exploding: float = 1e4) -> None:
         self.every = positive_integer("every of Monitor", every)
@@ -110,7 +111,7 @@ class Monitor(Callback):
     def on_train_begin(self, run: Run) -> None:
         session = run.model._built
         if session.monitor is not None:
-            raise ValueError("one Monitor at a time can look at a model; callbacks has two")
+            raise ValueError("one Monitor at a time can look at a model; another one is looking at this one")
         self._nodes = monitored(session.network)
         self.layers = [f"{node.path} {_name(node)}" for node in self._nodes]
         self._judged = [k for k, node in enumerate(self._nodes) if node.trainable and _has_parameters(node)]
