@@ -271,7 +271,7 @@ class Session(OnHost):
         self.step += 1
         # a quick step may share this program, which now weighs and orders its rows as this chunk does
         self.steps_ahead, self._quick = 0, None
-        return self.total(entry.total(losses), n)
+        return self.total(entry.total(losses, 0.0), n)
 
     def total(self, sum_of_rows: float, n: int) -> float:
         """The loss from the sum of the rows' losses."""
@@ -325,7 +325,7 @@ class Session(OnHost):
             gradient = bound.buffer("gradient")[: len(self.parameters)].copy()
             if len(self.loss_scale):
                 gradient *= np.float32(1) / self.loss_scale[0]
-        return self.total(entry.total(losses), n), gradient
+        return self.total(entry.total(losses, 0.0), n), gradient
 
     # forward ----------------------------------------------------------------------------------------------
 
@@ -343,8 +343,8 @@ class Session(OnHost):
             with bound.lock:
                 losses, metrics = self._attach(bound, chunk, n)
                 bound.run(n)
-            total, n_samples = total + sum_of(losses), n_samples + n
-            sums += [sum_of(values) for values in metrics]
+            total, n_samples = sum_of(losses, total), n_samples + n
+            sums[:] = [sum_of(values, before) for values, before in zip(metrics, sums, strict=True)]
         return self.report(total, sums, n_samples)
 
     def report(self, total: float, metric_sums: np.ndarray, n_samples: int) -> dict[str, float]:
@@ -395,6 +395,6 @@ class Session(OnHost):
         return self.form.outputs(out) if entry.predict_now(*arguments, x, out) else None
 
 
-def sum_of(values: np.ndarray) -> float:
-    """The sum of all, into which NaN and infinity go without a warning, in the order that jitted code adds them in."""
-    return entry.total(values)
+def sum_of(values: np.ndarray, before: float) -> float:
+    """`before` and all of these, added one by one as jitted code does; NaN and infinity go in without a warning."""
+    return entry.total(values, float(before))

@@ -32,11 +32,12 @@ class Snapshot:
                 copy[:] = buffer
             self._step = self.session.step
 
-    def put_back(self) -> None:
-        """Go back to the numbers that were kept last, if any were."""
+    def put_back(self) -> bool:
+        """Go back to the numbers that were kept last; whether any were."""
         if self._step is None:
-            return
+            return False
         with self.session.lock:
             for copy, buffer in zip(self._copies, self._buffers, strict=True):
                 buffer[:] = copy
             self.session.step, self.session.steps_ahead = self._step, 0
+        return True

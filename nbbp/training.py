@@ -202,14 +202,14 @@ class Training:
             losses, metrics = session.train_chunk(chunk, batch, self.augment)
             if n_batches == 0:
                 session.epoch += 1  # here, so that data which cannot be read change nothing
-            chunk_total = sum_of(losses)
-            if not np.isfinite(chunk_total):
+            total = sum_of(losses, total)
+            if not np.isfinite(total):
                 row = int(np.argmin(np.isfinite(losses)))
-                value = chunk_total if np.isfinite(losses[row]) else losses[row]
+                value = total if np.isfinite(losses[row]) else losses[row]
                 where = f"batch {n_batches + row // batch + 1} of epoch {run.epoch}"
                 raise self._diverged(f"the loss turned {value} in {where}", chunk, row)
-            total, n_samples, n_batches = total + chunk_total, n_samples + n, run.last_batch
-            sums += [sum_of(values) for values in metrics]
+            n_samples, n_batches = n_samples + n, run.last_batch
+            sums[:] = [sum_of(values, before) for values, before in zip(metrics, sums, strict=True)]
             if hooks.batch_end:
                 run.samples = n_samples
                 run.report.update(session.report(total, sums, n_samples))

@@ -117,9 +117,23 @@ def test_a_table_of_epochs(tmp_path):
         fit(model_of(), setting("mine", [1]), CSVLogger(path, append=True))
     fit(model_of(), CSVLogger(path), epochs=1)
     assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_table_that_cannot_be_written_is_refused_at_once(tmp_path):
+    path, model = tmp_path / "other.csv", model_of()
     path.write_text("a,b\n")
-    with pytest.raises(ValueError, match="no file of CSVLogger"):
-        fit(model_of(), CSVLogger(path, append=True))
+    history = fit(model)
+    before = numbers_of(model)
+    for logger, error, match in (
+        (CSVLogger(path, append=True), ValueError, "no file of CSVLogger"),
+        (CSVLogger(tmp_path / "none" / "run.csv"), FileNotFoundError, "there is no folder '.*none'"),
+        (CSVLogger(tmp_path), IsADirectoryError, "which is a folder; expected that of a file"),
+    ):
+        with pytest.raises(error, match=match):
+            fit(model, logger)
+        assert numbers_of(model) == before
+        assert model.history is history
+    assert path.read_text() == "a,b\n"
 
 
 def stand_in(monkeypatch, name, module):

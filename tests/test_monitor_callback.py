@@ -1,10 +1,11 @@
 """The Monitor around a run: which updates it looks at, what it warns of, what it draws."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
-from callback_cases import LABELS, X, fit, model_of
+from callback_cases import LABELS, X, fit, model_of, numbers_of
 from monitoring_cases import LAYERS, trained
 
 import nbbp
@@ -55,6 +56,22 @@ def test_batches_of_an_iterable():
     model_of().fit(batches, epochs=2, verbose=0, callbacks=[monitor])
     assert monitor.updates.tolist() == [1, 2, 3, 4, 5, 6]
     assert np.isfinite(monitor["mean"]).all()
+
+
+def test_the_end_of_an_epoch_goes_through_that_epoch_alone():
+    peaks = []
+
+    class Measured(Monitor):
+        def on_epoch_end(self, run):
+            tracemalloc.start()
+            try:
+                super().on_epoch_end(run)
+                peaks.append(tracemalloc.get_traced_memory()[1])
+            finally:
+                tracemalloc.stop()
+
+    fit(model_of(), Measured(every=1), epochs=50)
+    assert max(peaks[-10:]) <= 1.5 * max(peaks[1:11])  # bytes; over all epochs so far they would be 5 times as many
 
 
 def test_a_run_that_diverges_leaves_its_records_and_no_monitor():
@@ -117,10 +134,23 @@ def test_what_cannot_be_a_monitor(settings, error, match):
         Monitor(**settings)
 
 
-def test_one_at_a_time():
-    model = model_of()
-    with pytest.raises(ValueError, match="one Monitor at a time"):
-        fit(model, Monitor(), Monitor())
+def test_one_at_a_time(tmp_path):
+    model, path = model_of(), tmp_path / "m.safetensors"
+    fit(model, epochs=2)
+    model.save(path)
+    history = fit(model)
+    before = numbers_of(model)
+    with pytest.raises(ValueError, match=r"callbacks\[1\] is another Monitor; one Monitor at a time can look at a mod"):
+        fit(model, Monitor(), Monitor(), resume_from=path)
+    assert numbers_of(model) == before
+    assert model.history is history
+
+    class Nested(nbbp.callbacks.Callback):
+        def on_epoch_begin(self, run):
+            fit(run.model, Monitor(), epochs=1)
+
+    with pytest.raises(ValueError, match="another one is looking at this one"):
+        fit(model, Monitor(), Nested())
     assert model._session.monitor is None
     fit(model, Monitor())
 

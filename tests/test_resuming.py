@@ -171,6 +171,18 @@ def test_callbacks_go_on_too(tmp_path):
     assert "learning_rate" not in fit(loaded, 1)
 
 
+def test_a_best_epoch_before_the_file_is_missed_aloud(tmp_path):
+    whole, stopping = model_of(), EarlyStopping("val_loss", patience=3, min_delta=0.01)
+    expected = fit(whole, 50, stopping, ModelCheckpoint(tmp_path / "{epoch}"))
+    best = stopping.best_epoch
+    going_on, resumed = model_of(), EarlyStopping("val_loss", patience=3, min_delta=0.01)
+    with pytest.warns(RuntimeWarning, match=rf"cannot go back to epoch {best}, the best: the run was resumed behind"):
+        assert dict(fit(going_on, 50, resumed, resume_from=tmp_path / str(best + 1))) == dict(expected)
+    assert resumed.best_epoch == best
+    last = nbbp.load_model(tmp_path / str(expected.epochs[-1]))
+    np.testing.assert_array_equal(going_on.parameter_vector, last.parameter_vector)
+
+
 def test_values_that_json_has_no_number_for(tmp_path):
     values = [1.5, math.nan, math.inf, -math.inf]
 

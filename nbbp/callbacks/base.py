@@ -110,6 +110,8 @@ class Callback:
     every_batches: int | None = None
     #: Whether a loss that turns NaN ends the run without an error.
     ends_quietly = False
+    #: Whether a run takes one callback of this class only.
+    is_only_one = False
 
     def check(self, run: Run) -> None:
         """Refuse, before anything changes, a run that this callback is not for.
@@ -156,6 +158,9 @@ def checked(callbacks: Any) -> list[Callback]:
             raise TypeError(f"callbacks[{number}] must be a nbbp.callbacks.Callback; got {came}")
         if any(callback is other for other in callbacks[:number]):
             raise ValueError(f"callbacks[{number}] is in the list twice")
+        if callback.is_only_one and any(type(callback) is type(other) for other in callbacks[:number]):
+            name = type(callback).__name__
+            raise ValueError(f"callbacks[{number}] is another {name}; one {name} at a time can look at a model")
         if callback.every_batches is not None:
             positive_integer(f"every_batches of {type(callback).__name__}", callback.every_batches)
     return list(callbacks)

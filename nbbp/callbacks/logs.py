@@ -30,7 +30,10 @@ class CSVLogger(Callback):
     Raises
     ------
     ValueError
-        By `fit`: a name in a report that the header, which the first epoch writes, does not have.
+        By `fit`: a name in a report that the header, which the first epoch writes, does not have; before it trains, a
+        file to go on with that is none of these.
+    OSError
+        By `fit`, before it trains: the file cannot be written there.
     """
 
     def __init__(self, path: str | os.PathLike, append: bool = False) -> None:
@@ -40,6 +43,15 @@ class CSVLogger(Callback):
         self.append = append
         self._file: Any = None
         self._columns: list[str] | None = None
+
+    def check(self, run: Run) -> None:
+        if self.append:
+            self._rows_before()
+        folder = os.path.dirname(self.path) or os.curdir
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"path of CSVLogger is {self.path!r}, but there is no folder {folder!r}")
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(f"path of CSVLogger is {self.path!r}, which is a folder; expected that of a file")
 
     def on_train_begin(self, run: Run) -> None:
         rows, is_cut = self._rows_before() if self.append else ([], False)

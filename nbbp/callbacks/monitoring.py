@@ -81,6 +81,7 @@ class Monitor(Callback):
     """
 
     quantities = QUANTITIES
+    is_only_one = True
 
     def __init__(self, every: int = 100, vanishing: float = 1e-4, exploding: float = 1e4) -> None:
         self.every = positive_integer("every of Monitor", every)
@@ -102,7 +103,7 @@ class Monitor(Callback):
         self._updates = [np.zeros(0, np.int64)]
         self._epochs = [np.zeros(0, np.int64)]
         self._values = [np.zeros((0, len(self._nodes), len(QUANTITIES)))]
-        self._n_judged = 0
+        self._recent: list[np.ndarray] = []  # values of the epoch that runs
         self._named: set[str] = set()
 
     # the run ----------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ class Monitor(Callback):
     def on_train_begin(self, run: Run) -> None:
         session = run.model._built
         if session.monitor is not None:
-            raise ValueError("one Monitor at a time can look at a model; callbacks has two")
+            raise ValueError("one Monitor at a time can look at a model; another one is looking at this one")
         self._nodes = monitored(session.network)
         self.layers = [f"{node.path} {_name(node)}" for node in self._nodes]
         self._judged = [k for k, node in enumerate(self._nodes) if node.trainable and _has_parameters(node)]
@@ -119,14 +120,18 @@ class Monitor(Callback):
 
     def take(self, updates: np.ndarray, values: np.ndarray) -> None:
         """Keep what was seen: numbers of updates (n,), and quantities (n, layers, quantities)."""
+        if not len(updates):
+            return
         self._updates.append(updates)
         self._values.append(values)
+        self._recent.append(values)
         self._epochs.append(np.full(len(updates), self._run.epoch))
 
     def on_epoch_end(self, run: Run) -> None:
-        values = self._all(self._values)
-        recent, self._n_judged = values[self._n_judged :], len(values)
-        gradients = recent[:, self._judged, QUANTITIES.index("output_gradient")]
+        if not self._recent:
+            return
+        of_epoch, self._recent = np.concatenate(self._recent), []
+        gradients = of_epoch[:, self._judged, QUANTITIES.index("output_gradient")]
         if len(run.model._built.loss_scale):  # in fp16 gradients overflow now and then, and update nothing
             gradients = gradients[np.isfinite(gradients).all(axis=1)]
         if gradients.size:

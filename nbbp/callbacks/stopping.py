@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from nbbp.callbacks.base import Callback, Run
 from nbbp.callbacks.watching import Watching
 from nbbp.layers import positive_integer
@@ -26,7 +28,8 @@ class EarlyStopping(Watching):
     restore_best : bool
         Whether the end of the run, whatever ends it, puts back parameters, layers' states and the optimizer's state
         as they were after the best epoch. They are kept in memory. A run that is resumed has them only from where it
-        was resumed on.
+        was resumed on: if the best epoch was before, the model stays as it is, and a warning says so. (Resume from the
+        file of a ``ModelCheckpoint(…, save_best_only=True)``, which begins at the best.)
     start_from : int
         Epochs at the beginning that are not watched, at least 0.
 
@@ -36,6 +39,11 @@ class EarlyStopping(Watching):
         The best value of the last run.
     best_epoch, stopped_epoch : int
         When it was reached and when the run was stopped; 0 if neither happened.
+
+    Warns
+    -----
+    RuntimeWarning
+        The best epoch was before the run was resumed.
     """
 
     def __init__(
@@ -55,15 +63,16 @@ class EarlyStopping(Watching):
             raise TypeError(f"restore_best of EarlyStopping must be True or False; got {restore_best!r}")
         self.start_from, self.restore_best = start_from, restore_best
         self.stopped_epoch = 0
-        self._waited = 0
+        self._waited = self._resumed_after = 0
         self._snapshot: Snapshot | None = None
 
     def on_train_begin(self, run: Run) -> None:
         self.stopped_epoch = self._waited = 0
         self.begin(run)
+        self._resumed_after = run.history.epochs[-1] if run.history.epochs else 0
         # memory for it is taken before the first step
         self._snapshot = Snapshot(run.model._built) if self.restore_best else None
-        if self._snapshot is not None and run.history.epochs and self.best_epoch == run.history.epochs[-1]:
+        if self._snapshot is not None and 0 < self.best_epoch == self._resumed_after:
             self._snapshot.take()
         self._stop_if_due(run)
 
@@ -88,8 +97,14 @@ class EarlyStopping(Watching):
             run.stop(f"{self.name(run)} has not become better for {self._waited} epochs")
 
     def on_train_end(self, run: Run) -> None:
-        if self._snapshot is not None:
-            self._snapshot.put_back()
+        was_kept = self._snapshot is None or self._snapshot.put_back()
+        if not was_kept and 0 < self.best_epoch < self._resumed_after:
+            warnings.warn(
+                f"EarlyStopping cannot go back to epoch {self.best_epoch}, the best: the run was resumed behind it. "
+                "The model stays as it is; a ModelCheckpoint with save_best_only=True would have kept that epoch",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._snapshot = None
 
 

@@ -73,7 +73,7 @@ def train_now(
     attach_batch(table, gather, loss, x, target, loss_values)
     run_alone(table, tiles, phases, len(x), batch, scratch)
     _next_step(table, coefficients)
-    return True, total(loss_values)
+    return True, total(loss_values, 0.0)
 
 
 @jit()
@@ -87,9 +87,9 @@ def _next_step(table, coefficients):
 
 
 @jit()
-def total(values):
-    """The sum of the rows' losses (n,) from first to last: one order, so the same bits whichever way a step ran."""
-    result = np.float64(0)
+def total(values, before):
+    """`before` and the rows' losses (n,), from first to last: one order, so the same bits however a run is cut."""
+    result = np.float64(before)
     for value in values:
         result += value
     return result

@@ -130,7 +130,7 @@ def train_epoch(stand, member, n_samples, is_shuffled, order, values, sums):
         for k in range(FIRST_COEFFICIENTS, len(member)):
             member[k] += n_steps * _COEFFICIENT_BYTES
         for k in range(len(values)):
-            sums[k] += total(values[k, :n_rows])
+            sums[k] = total(values[k, :n_rows], sums[k])
         if not np.isfinite(sums[0]):
             return False
     return True
@@ -174,7 +174,7 @@ def train_members(
                 member[ORDER] = 0
                 run_member(evaluations[member[SHAPE]], member, n_validation)
                 for k in range(len(values)):
-                    sums[1, number, epoch, k] = total(values[k, :n_validation])
+                    sums[1, number, epoch, k] = total(values[k, :n_validation], 0.0)
             simd.atomic_add(simd.advance(counter, DONE), 1)
 
 
@@ -194,4 +194,4 @@ def run_members(members, turns, stands, n_samples, output, output_bytes, values,
         member[OUTPUT] = output + number * output_bytes
         run_member(stands[member[SHAPE]], member, n_samples)
         for k in range(len(values)):
-            sums[number, k] += total(values[k, :n_samples])
+            sums[number, k] = total(values[k, :n_samples], sums[number, k])
