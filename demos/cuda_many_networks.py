@@ -20,7 +20,7 @@ from numba import cuda, float32
 
 import nbbp
 from nbbp import plotting
-from nbbp.placement import checked_device
+from nbbp.placement import why_no_cuda
 
 WIDTHS = (1, 4, 64)
 WEIGHTS, BIASES = 3.0, 2.0
@@ -100,7 +100,9 @@ def main():
     parser.add_argument("--points", type=int, default=101, help="along the line from -2 to 2")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "output")
     arguments = parser.parse_args()
-    checked_device("cuda")  # says what is missing
+    missing = why_no_cuda()
+    if missing is not None:
+        parser.exit(1, f"no GPU to run on: {missing}\n")
     points = np.linspace(-LIMIT, LIMIT, arguments.points, dtype=np.float32)
     results = {}
     for n_hidden in WIDTHS:
