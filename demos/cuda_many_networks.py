@@ -89,7 +89,8 @@ def draw(results, points):
         below.plot(grid, np.exp(-0.5 * (grid / spread) ** 2) / (spread * np.sqrt(2 * np.pi)), label="normal")
         below.set(xlabel="value at x = 0", ylabel="density")
         below.legend(loc="upper left")
-    figure.suptitle(f"{len(values):,} random networks of one hidden layer", fontweight="bold", x=0.012, ha="left")
+    title = f"{len(values):,} random networks of one hidden layer"
+    figure.suptitle(title, fontsize=14, fontweight="bold", x=0.012, ha="left")
     return figure
 
 
