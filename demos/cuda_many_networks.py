@@ -20,7 +20,7 @@ from numba import cuda, float32
 
 import nbbp
 from nbbp import plotting
-from nbbp.placement import checked_device
+from nbbp.placement import why_no_cuda
 
 WIDTHS = (1, 4, 64)
 WEIGHTS, BIASES = 3.0, 2.0
@@ -89,7 +89,8 @@ def draw(results, points):
         below.plot(grid, np.exp(-0.5 * (grid / spread) ** 2) / (spread * np.sqrt(2 * np.pi)), label="normal")
         below.set(xlabel="value at x = 0", ylabel="density")
         below.legend(loc="upper left")
-    figure.suptitle(f"{len(values):,} random networks of one hidden layer", fontweight="bold", x=0.012, ha="left")
+    title = f"{len(values):,} random networks of one hidden layer"
+    figure.suptitle(title, fontsize=14, fontweight="bold", x=0.012, ha="left")
     return figure
 
 
@@ -100,7 +101,9 @@ def main():
     parser.add_argument("--points", type=int, default=101, help="along the line from -2 to 2")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "output")
     arguments = parser.parse_args()
-    checked_device("cuda")  # says what is missing
+    missing = why_no_cuda()
+    if missing is not None:
+        parser.exit(1, f"no GPU to run on: {missing}\n")
     points = np.linspace(-LIMIT, LIMIT, arguments.points, dtype=np.float32)
     results = {}
     for n_hidden in WIDTHS:

@@ -59,7 +59,13 @@ def draw(results):
     n_layers = len(monitor.layers)
     labels = [f"hidden {layer}" if layer % 3 == 1 else "" for layer in range(1, n_layers)] + ["output"]
     panels[0, 0].set_yticks(range(n_layers), labels)
-    figure.suptitle("Where gradients die: each layer, from the first (top) to the last, over the updates", fontsize=14)
+    figure.suptitle(
+        "Where gradients die: each layer, from the first (top) to the last, over the updates",
+        fontsize=14,
+        fontweight="bold",
+        x=0.012,
+        ha="left",
+    )
     return figure
 
 

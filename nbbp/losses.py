@@ -113,14 +113,20 @@ class Loss:
 
 @dataclass(frozen=True)
 class MSE(Loss):
-    """Mean squared error, ``(p - t)^2``; there is no factor 1/2."""
+    """Mean squared error, ``(p - t)^2``; there is no factor 1/2.
+
+    Settings that all losses share: `Loss`.
+    """
 
     name: ClassVar[str] = "mse"
 
 
 @dataclass(frozen=True)
 class MAE(Loss):
-    """Mean absolute error, ``|p - t|``; the derivative at 0 is 0."""
+    """Mean absolute error, ``|p - t|``; the derivative at 0 is 0.
+
+    Settings that all losses share: `Loss`.
+    """
 
     name: ClassVar[str] = "mae"
 
@@ -128,6 +134,8 @@ class MAE(Loss):
 @dataclass(frozen=True)
 class Huber(Loss):
     """Huber's loss: ``d^2 / 2`` for ``|d| <= delta``, else ``delta * (|d| - delta / 2)``, with ``d = p - t``.
+
+    Settings that all losses share: `Loss`.
 
     Parameters
     ----------
@@ -150,7 +158,10 @@ class Huber(Loss):
 
 @dataclass(frozen=True)
 class LogCosh(Loss):
-    """``log(cosh(p - t))``: a parabola near 0, ``|p - t| - log 2`` far out."""
+    """``log(cosh(p - t))``: a parabola near 0, ``|p - t| - log 2`` far out.
+
+    Settings that all losses share: `Loss`.
+    """
 
     name: ClassVar[str] = "log_cosh"
 
@@ -176,6 +187,8 @@ class BinaryCrossentropy(_Smoothed):
 
     After a last layer with "sigmoid" the loss takes the logits before it (see `Loss.fused_with`).
 
+    Settings that all losses share: `Loss`.
+
     Parameters
     ----------
     label_smoothing : float, default 0.0
@@ -195,6 +208,8 @@ class Crossentropy(_Smoothed):
     Targets are class numbers (batch,), or rows (batch, n_out) of one-hot or soft probabilities that sum to 1.
     After a last layer with "softmax" or "log_softmax" the loss takes the logits before it.
 
+    Settings that all losses share: `Loss`.
+
     Parameters
     ----------
     label_smoothing : float, default 0.0
@@ -212,6 +227,8 @@ class NLL(Loss):
     """Negative log-likelihood from log-probabilities: ``-sum_k t_k p_k``; targets as for `Crossentropy`.
 
     After a last layer with "log_softmax" the loss takes the logits before it, as `Crossentropy` would.
+
+    Settings that all losses share: `Loss`.
     """
 
     name: ClassVar[str] = "nll"
@@ -221,7 +238,10 @@ class NLL(Loss):
 
 @dataclass(frozen=True)
 class Hinge(Loss):
-    """``max(0, 1 - t p)`` with targets -1 and +1; it gives margins, no probabilities."""
+    """``max(0, 1 - t p)`` with targets -1 and +1; it gives margins, no probabilities.
+
+    Settings that all losses share: `Loss`.
+    """
 
     name: ClassVar[str] = "hinge"
     is_classification: ClassVar[bool] = True
@@ -231,6 +251,8 @@ class Hinge(Loss):
 @dataclass(frozen=True)
 class Poisson(Loss):
     """Negative log-likelihood of counts t >= 0, without the term ``log(t!)`` that no weight changes.
+
+    Settings that all losses share: `Loss`.
 
     Parameters
     ----------

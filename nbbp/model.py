@@ -341,7 +341,10 @@ class Model(ModelBase):
         return session.evaluate(data.source(X, y, sample_weight=sample_weight, **self._describe(network)))
 
     def predict(self, X: Any) -> np.ndarray:
-        """What the last layer gives for each sample: (n, n_out), or (n, *shape) where that is a `Reshape`."""
+        """What the last layer gives for each sample: (n, n_out), or (n, *shape) where that is a `Reshape`.
+
+        X as `fit`. A linear last layer gives classes logits: `predict_proba` makes probabilities of them.
+        """
         session = self._session
         if (
             session is not None
@@ -358,7 +361,7 @@ class Model(ModelBase):
         return self._predict(X, None)
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities of each class, (n, n_out), for the losses crossentropy, binary_crossentropy and nll.
+        """Probabilities of each class, (n, n_out), for crossentropy, binary_crossentropy and nll; X as `fit`.
 
         Raises
         ------

@@ -39,6 +39,8 @@ __all__ = [
 class SGD(Optimizer):
     """Stochastic gradient descent, plain or with momentum (Polyak, 1964; Nesterov: Sutskever et al., 2013).
 
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
+
     Parameters
     ----------
     momentum : float
@@ -80,6 +82,8 @@ class SGD(Optimizer):
 class AdaGrad(Optimizer):
     """AdaGrad: the step shrinks with the squared gradients so far (Duchi, Hazan and Singer, 2011).
 
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
+
     Parameters
     ----------
     learning_rate_decay : float
@@ -108,6 +112,8 @@ class AdaGrad(Optimizer):
 class Adadelta(Optimizer):
     """Adadelta: AdaGrad with a window, in the unit of the parameters (Zeiler, 2012).
 
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
+
     Parameters
     ----------
     rho : float
@@ -132,6 +138,8 @@ class Adadelta(Optimizer):
 @dataclass(frozen=True)
 class RMSprop(Optimizer):
     """RMSprop: the gradient over its root mean square (Tieleman and Hinton, 2012).
+
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
 
     Parameters
     ----------
@@ -181,6 +189,8 @@ class _TwoMoments(Optimizer):
 class Adam(_TwoMoments):
     """Adam (Kingma and Ba, 2015).
 
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
+
     Parameters
     ----------
     betas : tuple of two floats
@@ -203,7 +213,10 @@ class Adam(_TwoMoments):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019); settings as `Adam`."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019); betas, eps and amsgrad as `Adam`.
+
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
+    """
 
     _: KW_ONLY
     weight_decay: float = 0.01
@@ -215,6 +228,8 @@ class AdamW(Adam):
 @dataclass(frozen=True)
 class Adamax(_TwoMoments):
     """AdaMax: Adam with the largest decaying magnitude for the root (Kingma and Ba, 2015, algorithm 2).
+
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
 
     Parameters
     ----------
@@ -233,6 +248,8 @@ class Adamax(_TwoMoments):
 @dataclass(frozen=True)
 class NAdam(_TwoMoments):
     """Nadam: Adam with Nesterov momentum that sets in slowly (Dozat, 2016); betas and eps as `Adam`.
+
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
 
     Parameters
     ----------
@@ -254,7 +271,10 @@ class NAdam(_TwoMoments):
 
 @dataclass(frozen=True)
 class RAdam(_TwoMoments):
-    """Rectified Adam: momentum alone until the mean square is reliable (Liu et al., 2020)."""
+    """Rectified Adam: momentum alone until the mean square is reliable (Liu et al., 2020); betas and eps as `Adam`.
+
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
+    """
 
     name: ClassVar[str] = "radam"
     rule: ClassVar[str] = "radam"
@@ -263,6 +283,8 @@ class RAdam(_TwoMoments):
 @dataclass(frozen=True)
 class Lion(Optimizer):
     """Lion: a step of the sign of a running mean (Chen et al., 2023); weight decay is decoupled.
+
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
 
     Parameters
     ----------
@@ -291,6 +313,8 @@ class Adafactor(Optimizer):
     c = (1 - beta2_t = t**beta2_decay, min(learning_rate, 1 / sqrt(t)), eps[0], eps[1], d), where eps[0] = 0
     stands for the machine epsilon of the parameters' dtype. Slot 0 begins with the n_in row means of a weight
     and slot 1 with its n_out column means; of a bias, slot 0 holds the mean squares.
+
+    Settings that all optimizers share, learning_rate among them: `Optimizer`.
 
     Parameters
     ----------

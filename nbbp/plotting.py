@@ -56,6 +56,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler(color={list(PALETTE)})",
     "grid.color": "#e7e9ed",
     "grid.linewidth": 0.8,
     "xtick.color": MUTED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbbp import plotting
 from nbbp.profiler import OpTime, Profile, grouped, microseconds
@@ -95,16 +95,24 @@ def _names(op: OpTime) -> tuple[str, ...]:
 
 
 def _bar(
-    axes: Axes, row: float, start: float, length: float, whole: float, colour: str, names: tuple[str, ...]
+    axes: Axes, row: float, start: float, length: float, whole: float, colour: Any, names: tuple[str, ...]
 ) -> None:
     """A bar of one row, with the first of its names that is not wider than it."""
     axes.barh(row, length, left=start, height=_THICKNESS, color=colour, edgecolor="white", linewidth=0.8)
     for name in names:
         lines = name.split("\n")
         if max(map(len, lines)) * _LETTER + _MARGIN <= length / whole:
-            ink = "white" if row == _PHASES else plotting.INK
-            axes.text(start + length / 2, row, name, ha="center", va="center", fontsize=8, color=ink, clip_on=True)
+            place = {"ha": "center", "va": "center", "fontsize": 8, "clip_on": True}
+            axes.text(start + length / 2, row, name, color=_ink_on(colour), **place)
             return
+
+
+def _ink_on(colour: Any) -> str:
+    """White on dark colours, dark on light ones (by luma, ITU-R BT.709)."""
+    from matplotlib.colors import to_rgb
+
+    red, green, blue = to_rgb(colour)
+    return "white" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.55 else plotting.INK
 
 
 def _lighter(colour: str, by: float) -> tuple[float, ...]:

@@ -5,7 +5,8 @@
     python -m profiling --only roofline fusion
 
 Each script runs in a process of its own, with the threads and cores of its question. The files of each go to
-``results/``, the report with all tables and pictures to ``report.md`` beside it.
+``results/``, the report with all tables and pictures to ``report.md`` beside it; those of a quick look to ``quick/``,
+where they replace no measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from profiling import QUESTIONS, Question
 from profiling.peers.worker import environment
-from profiling.question import FOLDER, n_cores
+from profiling.question import FOLDER, n_cores, output_folder
 
 
 def script_of(name: str) -> Path:
@@ -74,9 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [question.name for question in QUESTIONS]
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter repeats")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of report.md and results/")
+    parser.add_argument(
+        "--output", type=Path, help="folder of report.md and results/; default: profiling/ or, quick, profiling/quick/"
+    )
     arguments = parser.parse_args(argv)
-    results, failed = arguments.output / "results", []
+    folder = arguments.output or output_folder(arguments.quick)
+    results, failed = folder / "results", []
     asked = [q for q in QUESTIONS if q.name in arguments.only and script_of(q.name).is_file()]
     bar = tqdm(asked, unit="question", disable=None)
     for question in bar:
@@ -85,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if said is not None:
             failed.append(question.name)
             print(f"{question.name} failed:\n{said}", file=sys.stderr)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "report.md").write_text(report(failed, results), encoding="utf-8")
-    print(f"report: {arguments.output / 'report.md'}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.md").write_text(report(failed, results), encoding="utf-8")
+    print(f"report: {folder / 'report.md'}")
     return 1 if failed else 0
 
 

@@ -160,7 +160,7 @@ def draw(results: dict, path: Path) -> None:
             axes.set(title=title)
             axes.invert_yaxis()
             axes.grid(False, axis="y")
-            axes.legend(loc="lower right")
+            axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.1))  # below: bars may be as long as the axes
 
 
 def main(argv: list[str] | None = None) -> int:

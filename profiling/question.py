@@ -164,18 +164,24 @@ def name_of(file: str) -> str:
     return path.parent.name if path.stem == "__main__" else path.stem
 
 
+def output_folder(quick: bool) -> Path:
+    """Where ``results/`` is, unless told otherwise: a rough look does not write over what was measured."""
+    return FOLDER / "quick" if quick else FOLDER
+
+
 def run(module: ModuleType, argv: Sequence[str] | None) -> int:
     """Ask the question of `module`: measure, print the table, write the files. Returns 0."""
     name, wanted = name_of(module.__file__), module.__doc__.split("\n")[0]
     parser = argparse.ArgumentParser(description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer cases, shorter repeats")
-    parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: results beside this file")
+    parser.add_argument("--output", type=Path, help="default: profiling/results, or profiling/quick/results")
     arguments = parser.parse_args(argv)
+    folder = arguments.output or output_folder(arguments.quick) / "results"
     results = {"question": wanted, "quick": arguments.quick, **module.measure(arguments.quick)}
     text = f"{module.table(results).strip()}\n\n{conditions_text(results)}\n"
     print(text)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    file = arguments.output / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
     file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(text, encoding="utf-8")
     if hasattr(module, "draw") and importlib.util.find_spec("matplotlib"):

@@ -28,6 +28,7 @@ import numpy as np
 
 import nbbp
 from profiling import machine
+from profiling.question import output_folder
 
 WANTED = 3.0
 #: Width of the one layer, of which (width - 1) features come in; turns.
@@ -125,15 +126,16 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model and few turns")
     parser.add_argument("--folder", type=Path, help="where to write, on the disk to be measured; else a temporary one")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent / "results")
+    parser.add_argument("--output", type=Path, help="default: profiling/results, or profiling/quick/results")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         results = measure(**(QUICK if given.quick else FULL), folder=Path(folder))
     text = table(results)
     print(text)
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "saving.md").write_text(text, encoding="utf-8")
-    (given.output / "saving.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    output = given.output or output_folder(given.quick) / "results"
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "saving.md").write_text(text, encoding="utf-8")
+    (output / "saving.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 

@@ -14,7 +14,7 @@ from engine_cases import features_for, targets_for
 from structure_cases import NETWORKS, PLANS, TWIST, WITH_CUSTOM, bits_of_steps, data_for, planned_model, take_plan
 
 import nbbp
-from nbbp import losses, profile_drawing, programs
+from nbbp import losses, plotting, profile_drawing, programs
 from nbbp.cpu import counting, engine, entry
 from nbbp.nodes import walk
 
@@ -243,6 +243,13 @@ def fail_while_profiled(model, x, y):
         model.train_step(x, y)
         model.train_step(x[:, :2], y)
     return report
+
+
+def test_names_stand_out_from_their_bars():
+    pytest.importorskip("matplotlib")
+    assert profile_drawing._ink_on(profile_drawing.COLOURS["weight gradients"]) == plotting.INK
+    assert profile_drawing._ink_on(profile_drawing.COLOURS["forward"]) == "white"
+    assert profile_drawing._ink_on(profile_drawing._lighter(profile_drawing.COLOURS["forward"], 0.42)) == plotting.INK
 
 
 def test_picture_shows_phases_and_ops(tmp_path):

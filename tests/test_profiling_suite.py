@@ -77,6 +77,16 @@ def test_a_question_prints_and_writes_its_answer(tmp_path, capsys):
     assert (tmp_path / "new" / "what.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_rough_look_does_not_write_over_measurements(tmp_path, monkeypatch):
+    monkeypatch.setattr(question, "FOLDER", tmp_path / "profiling")
+    question.run(fake(tmp_path), [])
+    measured = (tmp_path / "profiling" / "results" / "what.json").read_bytes()
+    question.run(fake(tmp_path), ["--quick"])
+    assert (tmp_path / "profiling" / "results" / "what.json").read_bytes() == measured
+    rough = (tmp_path / "profiling" / "quick" / "results" / "what.json").read_text(encoding="utf-8")
+    assert json.loads(rough)["quick"]
+
+
 def test_a_script_runs_with_the_threads_of_its_question(tmp_path):
     script = tmp_path / "fusion.py"
     script.write_text(

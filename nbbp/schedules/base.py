@@ -97,7 +97,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same rate always: ``base``."""
+    """The same rate always: ``base``. Settings: `Schedule`."""
 
     name: ClassVar[str] = "constant"
 

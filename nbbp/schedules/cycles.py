@@ -26,6 +26,8 @@ class Cosine(Schedule):
 
     Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
 
+    Settings that all schedules share: `Schedule`.
+
     Parameters
     ----------
     steps : int
@@ -48,6 +50,8 @@ class CosineRestarts(Schedule):
     """`Cosine` again and again, each round `growth` times as long as the one before (CosineAnnealingWarmRestarts).
 
     Loshchilov and Hutter, "SGDR", ICLR 2017.
+
+    Settings that all schedules share: `Schedule`.
 
     Parameters
     ----------
@@ -83,6 +87,8 @@ class OneCycle(Schedule):
     """Up to `learning_rate` and down to nearly nothing, in `steps` counts (OneCycleLR).
 
     Smith and Topin, "Super-convergence", 2018. Afterwards the rate stays at the lowest.
+
+    Settings that all schedules share: `Schedule`.
 
     Parameters
     ----------

@@ -17,6 +17,8 @@ __all__ = ["Exponential", "InverseTime", "MultiStep", "Polynomial", "Step"]
 class Step(Schedule):
     """A drop every so often: ``base · factor**floor(t / every)`` (StepLR).
 
+    Settings that all schedules share: `Schedule`.
+
     Parameters
     ----------
     every : int
@@ -37,6 +39,8 @@ class Step(Schedule):
 @dataclass(frozen=True)
 class MultiStep(Schedule):
     """A drop at each milestone: ``base · factor**(milestones at or before t)`` (MultiStepLR).
+
+    Settings that all schedules share: `Schedule`.
 
     Parameters
     ----------
@@ -69,6 +73,8 @@ class MultiStep(Schedule):
 class Exponential(Schedule):
     """``base · factor**t`` (ExponentialLR).
 
+    Settings that all schedules share: `Schedule`.
+
     Parameters
     ----------
     factor : float
@@ -87,6 +93,8 @@ class Exponential(Schedule):
 @dataclass(frozen=True)
 class InverseTime(Schedule):
     """``base / (1 + decay · t / every)`` (Keras' InverseTimeDecay).
+
+    Settings that all schedules share: `Schedule`.
 
     Parameters
     ----------
@@ -112,6 +120,8 @@ class InverseTime(Schedule):
 @dataclass(frozen=True)
 class Polynomial(Schedule):
     """``end + (base - end) · (1 - t / steps)**power``, then ``end`` (PolynomialLR).
+
+    Settings that all schedules share: `Schedule`.
 
     Parameters
     ----------

@@ -22,6 +22,8 @@ class ReduceOnPlateau(Schedule):
     After more than `patience` epochs in a row without a new best, the rate is multiplied by `factor`; then `cooldown`
     epochs pass before it waits again. `fit` tells it of every epoch.
 
+    Settings that all schedules share: `Schedule`.
+
     Parameters
     ----------
     monitor : str
