@@ -222,6 +222,22 @@ def test_labels_and_one_hot_rows_are_the_same(loss):
     assert_all_near(by_label[1], one_hot[1], tolerance=1e-14)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.2, 0.5])
+@pytest.mark.parametrize("n_out", [2, 3, 4, 5, 17])
+def test_labels_and_one_hot_rows_give_the_same_bits(n_out, smoothing, dtype):
+    loss, n = losses.Crossentropy(label_smoothing=smoothing), 70
+    model = model_of([Dense(n_out)], 7, loss, dtype)
+    for seed in range(6):
+        x, weight = features_for(n, 7, dtype, seed), np.random.default_rng(seed).uniform(0.0, 2.0, n)
+        labels, one_hot = (targets_for(loss, n, n_out, seed, kind) for kind in ("hard", "one-hot"))
+        for of_rows in (None, weight):
+            value, gradients = model.loss_and_gradients(x, labels, of_rows)
+            same_value, same = model.loss_and_gradients(x, one_hot, of_rows)
+            assert value == same_value
+            assert all(gradients[name].tobytes() == same[name].tobytes() for name in gradients)
+
+
 def test_gradients_are_new_arrays():
     loss = losses.MSE()
     model = small_model("tanh", loss)

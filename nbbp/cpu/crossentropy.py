@@ -22,6 +22,18 @@ _BLOCK = 64
 FEW_CLASSES = 4
 
 
+@jit()
+def _rounded(x, y):
+    """x · y, rounded before anything is added to it: fused or not, the bits would depend on the code around."""
+    return x * y
+
+
+@jit()
+def _loss_of_row(weight, logarithm, mass, of_all, of_target):
+    """weight · (logarithm · mass - <t', X>), whose two sums are added up in this order."""
+    return weight * (logarithm * mass - (of_all + of_target))
+
+
 @jit(fastmath=FASTMATH)
 def _transpose(out, out_stride, x, x_stride, n_rows, n_columns):
     """out[j, i] = x[i, j], where there are few columns."""
@@ -86,29 +98,31 @@ def _few_classes(op, step, row_start, row_stop, zero, scratch):
             weight = one
             if op[ops.SAMPLE_WEIGHT] != 0:
                 weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
-            factor, inner, mass = weight * per_row, float64(0), one
+            factor, mass, of_all, of_target = weight * per_row, one, float64(0), float64(0)
             if smoothing != 0:
                 for j in range(n):
-                    inner += float64(even * (row[j] - largest[r]))
-            # products of float32 numbers are exact in float64: labels and one-hot rows give the same bits
+                    of_all += float64(even * (row[j] - largest[r]))
+            target = simd.advance(targets, source * op[ops.TARGET_STRIDE])
+            if not op[ops.TARGET_IS_LABELS]:
+                mass = smoothing + kept * simd.row_sum(target, n)
+            # labels and one-hot rows give the same bits: products with a target of 1 and of 0 are exact
+            share, part, even_part = factor * mass / totals[r], _rounded(factor, kept), _rounded(factor, even)
+            for j in range(n):
+                d_row[j] = columns[j * _BLOCK + r] * share - even_part
             if op[ops.TARGET_IS_LABELS]:
                 if first + r < n_prefetched:
                     simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
-                label, share = labels[source], factor / totals[r]
-                inner += float64(kept) * float64(row[label] - largest[r])
-                for j in range(n):
-                    d_row[j] = columns[j * _BLOCK + r] * share - factor * even
-                d_row[label] -= factor * kept
+                label = labels[source]
+                of_target = float64(_rounded(kept, row[label] - largest[r]))
+                d_row[label] -= part
             else:
-                target = simd.advance(targets, source * op[ops.TARGET_STRIDE])
-                mass = smoothing + kept * simd.row_sum(target, n)
-                share = factor * mass / totals[r]
                 for j in range(n):
                     if target[j] != 0:  # 0 · -inf would be NaN
-                        inner += float64(kept * target[j]) * float64(row[j] - largest[r])
-                    d_row[j] = columns[j * _BLOCK + r] * share - factor * even
-                    d_row[j] -= factor * kept * target[j]
-            values[first + r] = float64(weight * scale) * (float64(logarithms[r]) * mass - inner)
+                        of_target += float64(target[j] * _rounded(kept, row[j] - largest[r]))
+                    d_row[j] -= part * target[j]
+            values[first + r] = _loss_of_row(
+                float64(weight * scale), float64(logarithms[r]), float64(mass), of_all, of_target
+            )
 
 
 @kernel("crossentropy", fastmath=FASTMATH)
@@ -163,28 +177,32 @@ def crossentropy(zero, variant):
                 if op[ops.SAMPLE_WEIGHT] != 0:
                     weight = simd.pointer(op[ops.SAMPLE_WEIGHT], zero)[source]
                 factor = weight * per_row
-                # <t', X - largest> and sum t'
-                inner, mass = float64(0), one
+                # the two sums of <t', X - largest>, and sum t'
+                of_all, of_target, mass = float64(0), float64(0), one
                 if smoothing != 0:
                     for j in range(n):
-                        inner += float64(even * (row[j] - largest))
+                        of_all += float64(even * (row[j] - largest))
+                target = simd.advance(simd.pointer(op[ops.TARGET], zero), source * op[ops.TARGET_STRIDE])
+                if not op[ops.TARGET_IS_LABELS]:
+                    mass = smoothing + kept * simd.row_sum(target, n)
+                # labels and one-hot rows give the same bits: products with a target of 1 and of 0 are exact
+                part = _rounded(factor, kept)
+                simd.scale_row(d_row, d_row, factor * mass * totals[r], -factor * even, n)
                 if op[ops.TARGET_IS_LABELS]:
                     labels = simd.pointer(op[ops.TARGET], int64(0))
                     if first + r < n_prefetched:
                         simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
                     label = labels[source]
-                    inner += float64(kept * (row[label] - largest))
-                    simd.scale_row(d_row, d_row, factor * totals[r], -factor * even, n)
-                    d_row[label] -= factor * kept
+                    of_target = float64(_rounded(kept, row[label] - largest))
+                    d_row[label] -= part
                 else:
-                    target = simd.advance(simd.pointer(op[ops.TARGET], zero), source * op[ops.TARGET_STRIDE])
-                    mass = smoothing + kept * simd.row_sum(target, n)
-                    simd.scale_row(d_row, d_row, factor * mass * totals[r], -factor * even, n)
                     for j in range(n):
                         if target[j] != 0:  # 0 · -inf would be NaN
-                            inner += float64(kept * target[j] * (row[j] - largest))
-                        d_row[j] -= factor * kept * target[j]
-                values[first + r] = float64(weight * scale) * (float64(logarithms[r]) * mass - inner)
+                            of_target += float64(target[j] * _rounded(kept, row[j] - largest))
+                        d_row[j] -= part * target[j]
+                values[first + r] = _loss_of_row(
+                    float64(weight * scale), float64(logarithms[r]), float64(mass), of_all, of_target
+                )
 
     return crossentropy
 
