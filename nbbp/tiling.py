@@ -43,6 +43,8 @@ PARAMETERS = 1 << 13
 FEW_OUTPUTS = 4
 #: Numbers that a weight gradient over many rows takes of scratch, and how many rows are many (see cpu/gemm.py).
 DEEP_PRODUCT, MANY_ROWS = 128 * (128 + 2 * 64), 192
+#: Numbers from row to row from which on rows are far apart.
+FAR = 256
 #: Columns of a tile of a wide product: the widest panel of cpu/tile.py.
 PANEL = 64
 #: Panels of a wide weight: enough for as many threads, each wide enough to read memory in long runs.

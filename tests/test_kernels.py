@@ -6,7 +6,7 @@ from kernel_calls import EPS, Guarded, run_kernel
 from numba import njit
 
 from nbbp import tiling
-from nbbp.cpu import gemm, simd, tile
+from nbbp.cpu import gemm, kernels, simd, tile
 
 DTYPES = ("float32", "float64")
 SIZES = (1, 3, 17, 64, 65)
@@ -163,7 +163,7 @@ def test_weight_gradient_of_few_outputs(n_in, n_out, dtype):
     x = Guarded(np.pad(rng.uniform(-1, 1, (33, n_in)), ((0, 0), (0, 3)), constant_values=np.nan), dtype)
     d = Guarded(np.pad(rng.uniform(-1, 1, (33, n_out)), ((0, 0), (0, 5)), constant_values=np.nan), dtype)
     partials = Guarded(np.full((3, n_in * n_out + 7), np.nan), dtype)
-    scratch = Guarded(np.zeros(tiling.FEW_OUTPUTS * tiling.PANEL), dtype)
+    scratch = Guarded(np.zeros(tiling.FEW_OUTPUTS * (-(-n_in // 16) * 16)), dtype)
     middle = n_in // 2
     for rows in ((0, 16), (16, 32), (32, 33)):
         for columns in ((0, middle), (middle, n_in)) if middle else ((0, n_in),):
@@ -214,7 +214,7 @@ def test_input_gradient(batch, n_in, n_out, has_gate, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("in_scratch", [False, True])
 @pytest.mark.parametrize(("n_in", "n_out"), [(1, 5), (17, 64), (130, 129), (257, 200)])
-@pytest.mark.parametrize("n_rows", [193, 400])
+@pytest.mark.parametrize("n_rows", [17, 193, 400])
 def test_weight_gradient_over_many_rows(n_rows, n_in, n_out, in_scratch, dtype):
     """Rows so far apart that pieces of them are copied side by side; into scratch, what is copied lies behind it."""
     rng, gap = np.random.default_rng(n_in), 260
@@ -223,10 +223,11 @@ def test_weight_gradient_over_many_rows(n_rows, n_in, n_out, in_scratch, dtype):
     size = -(-n_in * n_out // 16) * 16
     scratch = Guarded(np.zeros((size if in_scratch else 0) + tiling.DEEP_PRODUCT), dtype)
     y = Guarded(np.full((n_in, n_out), np.nan), dtype)
+    otherwise = kernels.compiled("product", dtype).address  # for fewer rows
     run_kernel(
-        "product", dtype, (0, n_rows), columns=(0, n_in), scratch=scratch, x=x, x_stride=n_in + gap, w=d,
+        "deep_product", dtype, (0, n_rows), columns=(0, n_in), scratch=scratch, x=x, x_stride=n_in + gap, w=d,
         w_stride=n_out + gap, y=0 if in_scratch else y, y_stride=n_out, n_in=n_in, n_out=n_out, contracts_rows=1,
-        batch=n_rows, settings=np.array([-np.inf], dtype), slot_rows=n_rows, tile_local=int(in_scratch),
+        batch=n_rows, settings=np.array([-np.inf], dtype), slot_rows=n_rows, tile_local=int(in_scratch), otherwise=otherwise, n_samples=n_rows,
     )  # fmt: skip
     for guarded in (x, d, scratch, y):
         guarded.assert_guards()

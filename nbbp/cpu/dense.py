@@ -9,17 +9,7 @@ from numba import int64
 from nbbp import ops
 from nbbp.compiling import jit
 from nbbp.cpu import narrow, simd
-from nbbp.cpu.gemm import (
-    FAR,
-    IN_PLACE,
-    MANY,
-    TRANSPOSED,
-    deep_product,
-    gated_product,
-    panel_width,
-    product,
-    rounded_product,
-)
+from nbbp.cpu.gemm import TRANSPOSED, gated_product, panel_width, rounded_product
 from nbbp.cpu.kernels import kernel
 
 #: Rows of a batch from which on a weight gradient with few outputs goes its own way (cpu/narrow.py).
@@ -30,30 +20,6 @@ _MANY_ROWS = 8
 def rows_of_batch(op, step):
     """How many rows the batch has; what goes by it is the same however the batch is cut, and whatever was planned."""
     return min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
-
-
-@jit()
-def weight_gradient(op, step, row_start, row_stop, column_start, column_stop, zero, scratch, lanes, panel):
-    """The product over rows: in the way that suits its shape (cpu/narrow.py, cpu/gemm.py)."""
-    x_stride, w_stride, y_stride = op[ops.X_STRIDE], op[ops.W_STRIDE], op[ops.Y_STRIDE]
-    x = simd.advance(simd.pointer(op[ops.X], zero), row_start * x_stride + column_start)
-    w = simd.advance(simd.pointer(op[ops.W], zero), row_start * w_stride)
-    m, n, k = min(column_stop, op[ops.N_IN]) - column_start, op[ops.N_OUT], row_stop - row_start
-    is_in_scratch = op[ops.Y] == 0
-    y = scratch
-    if not is_in_scratch:
-        slot = row_start // op[ops.SLOT_ROWS] * op[ops.SLOT_STRIDE]
-        y = simd.advance(simd.pointer(op[ops.Y], zero), slot)
-    if not op[ops.TILE_LOCAL]:
-        y = simd.advance(y, column_start * y_stride)
-    no_floor = zero + simd.pointer(op[ops.SETTINGS], zero)[0]
-    if n <= narrow.FEW_OUTPUTS and rows_of_batch(op, step) >= _MANY_ROWS and not is_in_scratch:
-        narrow.weight_gradient(y, y_stride, x, x_stride, w, w_stride, m, n, k, no_floor, scratch, panel)
-    elif k > MANY and max(x_stride, w_stride) > FAR:
-        free = simd.advance(scratch, (m * n + 15) // 16 * 16) if is_in_scratch else scratch
-        deep_product(y, y_stride, x, x_stride, w, w_stride, m, n, k, no_floor, free, panel)
-    else:
-        product(y, y_stride, x, 1, x_stride, w, w_stride, w, 0, m, n, k, no_floor, IN_PLACE, scratch, lanes, panel)
 
 
 @kernel("product", of_float32=(ops.BF16, ops.FP16))
@@ -72,34 +38,46 @@ def product_op(zero, variant):
     lanes, panel = simd.LANES[zero.dtype], panel_width(zero.dtype)
 
     def product_op(op, step, row_start, row_stop, column_start, column_stop, scratch):
-        free = simd.pointer(scratch, zero)
-        if op[ops.CONTRACTS_ROWS]:
-            weight_gradient(op, step, row_start, row_stop, column_start, column_stop, zero, free, lanes, panel)
-            return
+        x, w, free = simd.pointer(op[ops.X], zero), simd.pointer(op[ops.W], zero), simd.pointer(scratch, zero)
+        y = simd.pointer(op[ops.Y] if op[ops.Y] != 0 else scratch, zero)
         layout, x_stride, w_stride, y_stride = op[ops.LAYOUT], op[ops.X_STRIDE], op[ops.W_STRIDE], op[ops.Y_STRIDE]
-        x = simd.advance(simd.pointer(op[ops.X], zero), row_start * x_stride)
-        w = simd.advance(simd.pointer(op[ops.W], zero), column_start * (w_stride if layout == TRANSPOSED else 1))
-        y = simd.advance(simd.pointer(op[ops.Y], zero), row_start * y_stride + column_start)
-        m, n, k = row_stop - row_start, min(column_stop, op[ops.N_OUT]) - column_start, op[ops.N_IN]
         floor = zero + simd.pointer(op[ops.SETTINGS], zero)[0]
+        is_narrow, gradient = False, y
+        if op[ops.CONTRACTS_ROWS]:
+            x, w = simd.advance(x, row_start * x_stride + column_start), simd.advance(w, row_start * w_stride)
+            slot = row_start // op[ops.SLOT_ROWS] * op[ops.SLOT_STRIDE]
+            y = simd.advance(y, slot + (0 if op[ops.TILE_LOCAL] else column_start * y_stride))
+            m, n, k = min(column_stop, op[ops.N_IN]) - column_start, op[ops.N_OUT], row_stop - row_start
+            x_row, x_column = 1, x_stride
+            is_narrow = n <= narrow.FEW_OUTPUTS and rows_of_batch(op, step) >= _MANY_ROWS and op[ops.Y] != 0
+            if is_narrow:  # compute Wᵀ·X, whose rows fill registers
+                gradient, y, y_stride, x_row, x_column, m, n = y, free, (m + 15) // 16 * 16, 1, w_stride, n, m
+                x, w, w_stride = w, x, x_stride
+        else:
+            x = simd.advance(x, row_start * x_stride)
+            w = simd.advance(w, column_start * (w_stride if layout == TRANSPOSED else 1))
+            y = simd.advance(y, row_start * y_stride + column_start)
+            m, n, k = row_stop - row_start, min(column_stop, op[ops.N_OUT]) - column_start, op[ops.N_IN]
+            x_row, x_column = x_stride, 1
         has_bias, has_gate = op[ops.BIAS] != 0, op[ops.KEPT] != 0
         # without a bias a pointer that can be read all the same: masked loads of nothing from nowhere are slow
         bias = simd.advance(simd.pointer(op[ops.BIAS], zero), column_start) if has_bias else w
-        gate, gate_stride = y, y_stride
+        gate, gate_stride = y, op[ops.KEPT_STRIDE]
         if has_gate:
-            gate_stride = op[ops.KEPT_STRIDE]
             gate = simd.advance(simd.pointer(op[ops.KEPT], zero), row_start * gate_stride + column_start)
         if variant != 0:
             rounded_product(
-                y, y_stride, x, x_stride, 1, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout, free, lanes,
-                panel, variant,
+                y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout, free,
+                lanes, panel, variant,
             )  # fmt: skip
         elif layout == TRANSPOSED and rows_of_batch(op, step) <= narrow.FEW_ROWS:
             narrow.input_gradient(y, y_stride, x, x_stride, w, w_stride, m, n, k, gate, gate_stride, has_gate, lanes)
         else:
             gated_product(
-                y, y_stride, x, x_stride, 1, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout, free, lanes,
-                panel, gate, gate_stride, int64(has_gate),
+                y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout, free,
+                lanes, panel, gate, gate_stride, int64(has_gate),
             )  # fmt: skip
+        if is_narrow:
+            narrow.turn_round(gradient, op[ops.Y_STRIDE], free, y_stride, n, m)
 
     return product_op

@@ -140,6 +140,8 @@ class BoundProgram:
         waiting: dict[str, list[tuple[int, int]]] = {}
         for row, op in enumerate(self.program.ops):
             self.table[row, ops.KERNEL] = kernels.compiled(op.kernel, self.dtype.name, op.variant).address
+            if op.kernel == "deep_product":
+                self.table[row, ops.OTHERWISE] = kernels.compiled("product", self.dtype.name).address
             if isinstance(op.variant, ops.UserFunction):
                 check_bounds(op.variant, op.kernel, self.dtype, op.columns)
             self.table[row, ops.BATCH] = self.program.batch

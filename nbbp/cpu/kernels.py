@@ -25,6 +25,7 @@ SIGNATURE = types.void(types.CPointer(types.int64), *(types.int64,) * 6)
 _MODULES = (
     "rows",
     "dense",
+    "deep",
     "activation",
     "softmax",
     "normalization",

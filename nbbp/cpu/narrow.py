@@ -1,4 +1,4 @@
-"""Products that would leave registers empty: the weight gradient of few outputs, the input gradient of few rows.
+"""Products that would leave registers empty: the weight gradient of few outputs, and the input gradient of few rows.
 
 Legend: C is m × n, A and B as each says; `lanes` numbers fill a register.
 """
@@ -9,7 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nbbp.compiling import jit
-from nbbp.cpu import simd, tile
+from nbbp.cpu import simd
 
 #: Columns of C up to which it is quicker to compute the transpose of a weight gradient (as in nbbp/tiling.py).
 FEW_OUTPUTS = 4
@@ -18,22 +18,12 @@ FEW_ROWS = 4
 
 
 @jit()
-def weight_gradient(c, c_stride, a, a_stride, b, b_stride, m, n, k, no_floor, scratch, panel):
-    """C = Aᵀ·B for n <= FEW_OUTPUTS, as the transpose of Bᵀ·A, whose rows fill registers.
-
-    c (m, n), a (k, m), b (k, n) with these row strides. Takes n · panel numbers of scratch; `panel` and `no_floor` as
-    gemm.panel_width and minus infinity. Writes c, which must not overlap a, b or scratch.
-    """
-    for first in range(0, m, panel):
-        width = min(m - first, panel)
-        part = simd.advance(a, first)
-        tile.multiply_panel(
-            scratch, panel, b, 1, b_stride, part, a_stride, n, width, k, b, 0, no_floor, scratch, panel, 0
-        )
-        for j in range(n):
-            row = simd.advance(scratch, j * panel)
-            for i in range(width):
-                c[(first + i) * c_stride + j] = row[i]
+def turn_round(c, c_stride, x, x_stride, m, n):
+    """c[i, j] = x[j, i], c (m, n): the weight gradient of few outputs, from its transpose. Writes c."""
+    for j in range(n):
+        row = simd.advance(x, j * x_stride)
+        for i in range(m):
+            c[i * c_stride + j] = row[i]
 
 
 @jit()

@@ -18,8 +18,6 @@ from nbbp.cpu import simd
 
 #: Vectors of columns in the widest tile; two where there are only 16 registers.
 MAX_VECTORS = 4 if simd.VECTOR_REGISTERS >= 32 else 2
-#: In the place of `has_bias`: C holds the sums over the k before.
-GOES_ON = 2
 #: Sums in flight that hide the latency of a fused multiply-add (4 cycles × 2 per cycle).
 _SUMS_IN_FLIGHT = 8
 
@@ -32,31 +30,19 @@ def max_rows(vectors: int) -> int:
 class _Panel:
     """The operands of one panel while its LLVM IR is written."""
 
-    def __init__(self, builder, vector, operands, mask, has_bias, goes_on):
-        self.builder, self.vector, self.mask = builder, vector, mask
-        self.has_bias, self.goes_on = has_bias, goes_on
+    def __init__(self, builder, vector, operands, mask, goes_on):
+        self.builder, self.vector, self.mask, self.goes_on = builder, vector, mask, goes_on
         self.c, self.c_stride, self.a, self.a_row, self.a_column = operands[:5]
-        self.b, self.b_stride, self.k, self.bias, self.floor = operands[5:10]
-        self.gate, self.gate_stride, self.has_gate = operands[10:]
+        self.b, self.b_stride, self.k = operands[5:8]
+        if not goes_on:
+            self.bias, self.has_bias, self.floor, self.gate, self.gate_stride, self.has_gate = operands[8:]
 
     def first_sums(self, first_row, rows, vectors):
-        """The registers that the sums start from: what C holds, the bias, or zeros."""
-        builder = self.builder
-        with builder.if_else(self.goes_on) as (held, new):
-            with held:
-                at = [builder.add(first_row, simd.INT64(i)) for i in range(rows)]
-                so_far = [self.row_at(builder.gep(self.c, [builder.mul(i, self.c_stride)]), vectors) for i in at]
-                blocks = [builder.block]
-            with new:
-                bias = self.row_of_bias(vectors)
-                blocks.append(builder.block)
-        sums = []
-        for row in so_far:
-            sums.append([builder.phi(self.vector) for _ in range(vectors)])
-            for phi, *values in zip(sums[-1], row, bias, strict=True):
-                for value, block in zip(values, blocks, strict=True):
-                    phi.add_incoming(value, block)
-        return sums
+        """The registers that the sums start from: what C holds where they go on, or the bias, or zeros."""
+        if not self.goes_on:
+            return [self.row_of_bias(vectors)] * rows
+        at = [self.builder.add(first_row, simd.INT64(i)) for i in range(rows)]
+        return [self.row_at(self.builder.gep(self.c, [self.builder.mul(i, self.c_stride)]), vectors) for i in at]
 
     def row_of_bias(self, vectors):
         """The registers of the bias, or zeros."""
@@ -133,28 +119,28 @@ class _Panel:
         if unroll > 1:
             sums, k = self.loop_over_k(sums, k, self.k, rows_of_a, unroll)
         sums, _ = self.loop_over_k(sums, k, self.k, rows_of_a, 1)
+        if self.goes_on:
+            self.store(first_row, sums, is_floored=False, is_gated=False)
+            return
         with builder.if_else(self.has_gate) as (gated, plain):
             with gated:
-                self.store(first_row, sums, is_gated=True)
+                self.store(first_row, sums, is_floored=False, is_gated=True)
             with plain:
-                self.store(first_row, sums, is_gated=False)
+                self.store(first_row, sums, is_floored=True, is_gated=False)
 
-    def store(self, first_row, sums, is_gated):
-        """Write the sums of a tile, no smaller than the floor, and 0 where a gate is closed."""
+    def store(self, first_row, sums, is_floored, is_gated):
+        """Write the sums of a tile; no smaller than the floor, or 0 where a gate is closed."""
         builder, lanes = self.builder, self.vector.count
-        floor = simd.splat(builder, self.floor, lanes)
         zero = ir.Constant(self.vector, [0.0] * lanes)
         for i, row in enumerate(sums):
             at = builder.add(first_row, simd.INT64(i))
-            c, gate = (
-                builder.gep(start, [builder.mul(at, stride)])
-                for start, stride in ((self.c, self.c_stride), (self.gate, self.gate_stride))
-            )
+            c = builder.gep(self.c, [builder.mul(at, self.c_stride)])
+            gate = builder.gep(self.gate, [builder.mul(at, self.gate_stride)]) if is_gated else None
             for j, value in enumerate(row):
-                mask = self.mask if j == len(row) - 1 else None
-                here = simd.INT64(j * lanes)
-                # "floor if value < floor" keeps NaN, which a plain maximum would hide
-                value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
+                mask, here = self.mask if j == len(row) - 1 else None, simd.INT64(j * lanes)
+                if is_floored:  # "floor if value < floor" keeps NaN, which a plain maximum would hide
+                    floor = simd.splat(builder, self.floor, lanes)
+                    value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
                 if is_gated:
                     opens = simd.load_vector(builder, builder.gep(gate, [here]), self.vector, mask)
                     value = builder.select(builder.fcmp_ordered("<=", opens, zero), zero, value)
@@ -190,14 +176,13 @@ def multiply_panel(
     typing_context, c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor, gate, gate_stride,
     has_gate,
 ):  # fmt: skip
-    """C = max(floor, bias + A·B) for one panel of at most ``MAX_VECTORS`` registers of columns; 0 where gate <= 0.
+    """C = max(floor, bias + A·B) for one panel of at most ``MAX_VECTORS`` registers of columns.
 
+    Where has_gate is 1 there is no floor: C = bias + A·B, but 0 where gate <= 0.
     c (m, n) with row stride c_stride; a (m, k) with any strides; b (k, n) with row stride b_stride, columns contiguous;
-    bias (n,), which must be an address that can be read, used only if has_bias is 1; where that is GOES_ON, the sums go
-    on from what C holds.
+    bias (n,), which must be an address that can be read, used only if has_bias is 1.
     m >= 1, 1 <= n <= MAX_VECTORS·lanes, k >= 0. Strides count numbers, not bytes. `floor` is -inf for none, 0 for a
-    rectifier; gate (m, n), row stride gate_stride, counts only if has_gate is 1. Writes c alone, which must not overlap
-    a, b or gate.
+    rectifier; gate (m, n), row stride gate_stride. Writes c alone, which must not overlap a, b or gate.
     """
     number = types.int64
     signature = types.void(
@@ -207,31 +192,47 @@ def multiply_panel(
     def codegen(context, builder, signature, arguments):
         c, c_stride, a, a_row, a_column, b, b_stride, m, n, k, bias, has_bias, floor = arguments[:13]
         gate, gate_stride, has_gate = arguments[13:]
-        vector = simd.vector_type(signature.args[0].dtype)
-        lanes = simd.INT64(vector.count)
-        n_vectors = builder.udiv(builder.sub(builder.add(n, lanes), simd.INT64(1)), lanes)
-        in_last = builder.sub(n, builder.mul(builder.sub(n_vectors, simd.INT64(1)), lanes))
-        mask = simd.lane_mask(builder, in_last, vector.count)
-        goes_on = builder.icmp_signed("==", has_bias, simd.INT64(GOES_ON))
         has_bias, has_gate = (builder.icmp_signed("!=", flag, simd.INT64(0)) for flag in (has_bias, has_gate))
-        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, bias, floor, gate, gate_stride, has_gate)
-        done = builder.append_basic_block("panel_done")
-        is_full = builder.icmp_signed("==", in_last, lanes)
-        widths = [(vectors, masked) for vectors in range(1, MAX_VECTORS + 1) for masked in _mask_variants()]
-        for vectors, masked in widths:
-            here, following = builder.append_basic_block("width"), builder.append_basic_block("next_width")
-            fits = builder.icmp_signed("==", n_vectors, simd.INT64(vectors))
-            fits = fits if masked else builder.and_(fits, is_full)
-            builder.cbranch(fits, here, following)
-            builder.position_at_end(here)
-            panel = _Panel(builder, vector, operands, mask if masked else None, has_bias, goes_on)
-            panel.all_tiles(m, vectors, done)
-            builder.position_at_end(following)
-        builder.branch(done)
-        builder.position_at_end(done)
+        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k, bias, has_bias, floor, gate, gate_stride, has_gate)
+        _cut(builder, simd.vector_type(signature.args[0].dtype), m, n, operands, goes_on=False)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def continue_panel(typing_context, c, c_stride, a, a_row, a_column, b, b_stride, m, n, k):
+    """C += A·B, otherwise as `multiply_panel`."""
+    number = types.int64
+
+    def codegen(context, builder, signature, arguments):
+        c, c_stride, a, a_row, a_column, b, b_stride, m, n, k = arguments
+        operands = (c, c_stride, a, a_row, a_column, b, b_stride, k)
+        _cut(builder, simd.vector_type(signature.args[0].dtype), m, n, operands, goes_on=True)
+        return context.get_dummy_value()
+
+    return types.void(c, number, a, number, number, b, number, number, number, number), codegen
+
+
+def _cut(builder, vector, m, n, operands, goes_on):
+    """Cut a panel of m × n into tiles: as many registers wide as it is."""
+    lanes = simd.INT64(vector.count)
+    n_vectors = builder.udiv(builder.sub(builder.add(n, lanes), simd.INT64(1)), lanes)
+    in_last = builder.sub(n, builder.mul(builder.sub(n_vectors, simd.INT64(1)), lanes))
+    mask = simd.lane_mask(builder, in_last, vector.count)
+    done = builder.append_basic_block("panel_done")
+    is_full = builder.icmp_signed("==", in_last, lanes)
+    widths = [(vectors, masked) for vectors in range(1, MAX_VECTORS + 1) for masked in _mask_variants()]
+    for vectors, masked in widths:
+        here, following = builder.append_basic_block("width"), builder.append_basic_block("next_width")
+        fits = builder.icmp_signed("==", n_vectors, simd.INT64(vectors))
+        fits = fits if masked else builder.and_(fits, is_full)
+        builder.cbranch(fits, here, following)
+        builder.position_at_end(here)
+        _Panel(builder, vector, operands, mask if masked else None, goes_on).all_tiles(m, vectors, done)
+        builder.position_at_end(following)
+    builder.branch(done)
+    builder.position_at_end(done)
 
 
 def _mask_variants() -> tuple[bool, ...]:

@@ -188,7 +188,7 @@ def sum_of_parts(number, variant):
     return sum_of_parts
 
 
-@binds("product")
+@binds("product", "deep_product")
 def bind_product(op: Binding) -> None:
     """One of the three products of a dense layer."""
     over_rows = op[ops.CONTRACTS_ROWS] != 0

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from nbbp import tiling
-from nbbp.lowering.base import Lowering, OwnGradient, WeightGradient, in_phase
+from nbbp.lowering.base import Lowering, OwnGradient, WeightGradient, in_phase, padded
 from nbbp.lowering.dense import IN_PLACE
 from nbbp.network import Sequential
 from nbbp.nodes import Parameter
@@ -37,10 +37,12 @@ def weight_gradient(
     start, stop = panel or (0, node.n_out)
     is_local = not isinstance(gradient, Place)
     if stop - start <= tiling.FEW_OUTPUTS and not is_local:
-        program.scratch = max(program.scratch, tiling.FEW_OUTPUTS * tiling.PANEL)
-    program.scratch = max(program.scratch, tiling.DEEP_PRODUCT)
+        program.scratch = max(program.scratch, tiling.FEW_OUTPUTS * padded(job.x.width + 1))
+    is_deep = program.batch > tiling.MANY_ROWS and max(job.x.stride, job.d_y.stride) > tiling.FAR
+    if is_deep:
+        program.scratch = max(program.scratch, tiling.DEEP_PRODUCT)
     program.add(
-        "product", x=Place(job.x.buffer), x_stride=job.x.stride,
+        "deep_product" if is_deep else "product", x=Place(job.x.buffer), x_stride=job.x.stride,
         w=Place(job.d_y.buffer, start), w_stride=job.d_y.stride,
         y=0 if is_local else Place(gradient.buffer, gradient.offset + start),
         y_stride=stop - start if is_local else node.n_out, tile_local=int(is_local),
