@@ -57,7 +57,7 @@ PERIOD = 46
 #: Augmentation, in columns of custom layers: lines of an image, numbers of a pixel, most lines and pixels of a shift.
 HEIGHT, CHANNELS, DOWN, RIGHT = 30, 31, 32, 33
 #: Address of the kernel that a deep product leaves batches of fewer rows to, in a column of custom layers.
-OTHERWISE = 33
+OTHERWISE = 30
 N_COLUMNS = 48
 
 #: Variants of kernels that round to 16 bits, or back: bfloat16 and IEEE binary16 (see cpu/half.py).

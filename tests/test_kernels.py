@@ -227,7 +227,8 @@ def test_weight_gradient_over_many_rows(n_rows, n_in, n_out, in_scratch, dtype):
     run_kernel(
         "deep_product", dtype, (0, n_rows), columns=(0, n_in), scratch=scratch, x=x, x_stride=n_in + gap, w=d,
         w_stride=n_out + gap, y=0 if in_scratch else y, y_stride=n_out, n_in=n_in, n_out=n_out, contracts_rows=1,
-        batch=n_rows, settings=np.array([-np.inf], dtype), slot_rows=n_rows, tile_local=int(in_scratch), otherwise=otherwise, n_samples=n_rows,
+        batch=n_rows, settings=np.array([-np.inf], dtype), slot_rows=n_rows, tile_local=int(in_scratch),
+        otherwise=otherwise, n_samples=n_rows,
     )  # fmt: skip
     for guarded in (x, d, scratch, y):
         guarded.assert_guards()
