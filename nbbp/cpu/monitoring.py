@@ -68,8 +68,8 @@ def _count(x, n, low, high):
 def monitor_rows(zero, variant):
     """Y[r] = Σ x, Σ (x - mean of the row)², number of x = 0, number of x <= low or >= high, over x = X[r, :].
 
-    X (batch, N_OUT), Y (batch, N_ROW_SUMS) float64, SETTINGS: low, high. In fp16 the gradients X are the true ones
-    times LOSS_SCALE, and the sums those of the true ones. Writes Y.
+    X (batch, N_OUT), Y (batch, N_ROW_SUMS) float64, SETTINGS: low, high. Of gradients (N_IN = 1) Y[r] = 0, Σ x², 0, 0;
+    in fp16 X are the true ones times LOSS_SCALE, and the sums those of the true ones. Writes Y.
     """
 
     def monitor_rows(op, step, row_start, row_stop, column_start, column_stop, scratch):
@@ -80,10 +80,13 @@ def monitor_rows(zero, variant):
         for r in range(row_start, row_stop):
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
             y = simd.advance(simd.pointer(op[ops.Y], float64(0)), r * N_ROW_SUMS)
-            total = _sum(x, n)
-            y[0] = total * factor
-            y[1] = _squared_deviations(x, total / n, n) * factor * factor
-            y[2], y[3] = _count(x, n, settings[0], settings[1])
+            if op[ops.N_IN] == 1:
+                y[0], y[1] = float64(0), _squared_deviations(x, float64(0), n) * factor * factor
+                y[2] = y[3] = float64(0)
+            else:
+                y[0] = _sum(x, n)
+                y[1] = _squared_deviations(x, y[0] / n, n)
+                y[2], y[3] = _count(x, n, settings[0], settings[1])
 
     return monitor_rows
 

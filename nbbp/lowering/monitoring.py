@@ -85,22 +85,21 @@ class Monitoring(Unmonitored):
         if node.path in self._paths and "x" not in self._columns[node.path]:  # not when a part goes forward again
             low, high = saturation(node.layer.activation) if has_ended else (-math.inf, math.inf)
             settings = self.program.setting(low, high, float(self.is_mean))
-            rows = self._rows(node.path, f"monitored {node.path}", y, settings)
+            rows = self._rows(node.path, f"monitored {node.path}", y, settings=settings)
             self._columns[node.path] |= {"x": rows, "settings": settings}
 
     def gradient(self, node: Node, d_y: Values) -> None:
         if node.path in self._paths:
-            settings = self.program.setting(-math.inf, math.inf)
-            rows = self._rows(node.path, f"monitored d {node.path}", d_y, settings, loss_scale=self.loss_scale)
+            rows = self._rows(node.path, f"monitored d {node.path}", d_y, n_in=1, loss_scale=self.loss_scale)
             self._columns[node.path]["w"] = rows
 
-    def _rows(self, path: str, name: str, values: Values, settings: Place, **columns: int | Place) -> Place:
+    def _rows(self, path: str, name: str, values: Values, **columns: int | Place) -> Place:
         """Op for the sums of every row of a matrix; where they are."""
         self.program.buffers[name] = _PER_FLOAT64 * _N_ROW_SUMS * self.program.batch
         with self.program.labelled(phase="monitoring", layer=path):
             self.program.add(
                 "monitor_rows", x=Place(values.buffer), x_stride=values.stride, y=Place(name), n_out=values.width,
-                settings=settings, **columns,
+                **columns,
             )  # fmt: skip
         return Place(name)
 
