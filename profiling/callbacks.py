@@ -147,7 +147,7 @@ def draw(results: dict, path: Path) -> None:
     """Bars of both, with what is wanted as a line."""
     panels = (
         ("a callback after every epoch, µs", results["epochs"], WANTED_MICROSECONDS, 1.0),
-        ("a Monitor in every 100th update, % of fit", results["shapes"], 100 * WANTED_SHARE, 100.0),
+        ("a Monitor in every 100th update, %", results["shapes"], 100 * WANTED_SHARE, 100.0),
     )
     with question.picture(path, 11.0, 3.6, "What looking on costs") as figure:
         for axes, (title, values, wanted, factor) in zip(figure.subplots(1, 2), panels, strict=True):
