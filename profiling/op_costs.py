@@ -71,6 +71,7 @@ def _update(columns: dict, batch: int, n_samples: int) -> Cost:
 _COSTS: dict[str, Callable[[dict, int, int], Cost]] = {
     "gather": _gather,
     "product": _product,
+    "deep_product": _product,
     "activation_backward": _activation_backward,
     "crossentropy": _crossentropy,
     "update": _update,
@@ -89,7 +90,7 @@ def groups(program: Program) -> dict[str, list[int]]:
     places = {op.columns[ops.X].buffer: number for number, op in enumerate(filter(_is_forward, program.ops), 1)}
     backs = iter(range(n_layers, 1, -1))
     for row, op in enumerate(program.ops):
-        if op.kernel != "product":
+        if op.kernel not in ("product", "deep_product"):
             name = {"activation_backward": "rectifier gradient", "update": "Adam"}.get(op.kernel, op.kernel)
         elif op.columns.get(ops.CONTRACTS_ROWS):
             name = f"weight gradient {places[op.columns[ops.X].buffer]}"

@@ -41,6 +41,14 @@ def test_every_op_of_a_step_has_a_name_and_a_cost():
     assert costs["Adam"].flops == 13 * SMALL.n_parameters
 
 
+def test_a_weight_gradient_over_many_rows_is_one_too():
+    training = roofline.Training(Case((300, 300, 3), 256, 8, 1.0))
+    program = training.bound.program
+    rows = op_costs.groups(program)["weight gradient 1"]
+    assert {program.ops[row].kernel for row in rows} == {"deep_product"}
+    assert op_costs.total(program, rows, len(training.x)).flops == 2 * 256 * (300 + 1) * 300
+
+
 def test_panels_of_a_wide_weight_are_one_product():
     training = roofline.Training(Case((300, 256, 3), 4, 8, 1.0))
     program = training.bound.program
