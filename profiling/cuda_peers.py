@@ -299,7 +299,7 @@ def rates() -> tuple[float, float] | None:
     """Operations per second of the best sgemm and bytes per second of a copy (read and written); None without torch."""
     try:
         peer = Torch()
-    except Exception:
+    except (ImportError, RuntimeError):
         return None
     torch = peer.torch
     best = 0.0

@@ -19,6 +19,7 @@ from numba import carray, from_dtype, int64, types
 from nbbp import ops
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import compiled, kernel
+from nbbp.cpu.rows import rows_of_batch
 from nbbp.cpu.trial import check_bounds
 from nbbp.scalars.dispatch import formula
 from nbbp.scalars.sampling import WHOLE_BATCH, integer, key_of_sample, symmetric_beta
@@ -136,7 +137,7 @@ def mixup_rows(zero, variant):
 
     def mixup_rows(op, step, row_start, row_stop, column_start, column_stop, scratch):
         shares = simd.pointer(op[ops.KEPT], zero)
-        n_rows = min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
+        n_rows = rows_of_batch(op, step)
         distance = partner_distance(op[ops.SEED], op[ops.FIRST_STEP] + step, op[ops.LAYER], n_rows)
         for r in range(row_start, row_stop):
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
@@ -161,7 +162,7 @@ def mixup_targets(zero, variant):
         order = simd.pointer(op[ops.ORDER], int64(0))
         shares = simd.pointer(op[ops.KEPT], zero)
         first = step * op[ops.BATCH]
-        n_rows = min(op[ops.BATCH], op[ops.N_SAMPLES] - first)
+        n_rows = rows_of_batch(op, step)
         distance = partner_distance(op[ops.SEED], op[ops.FIRST_STEP] + step, op[ops.LAYER], n_rows)
         for r in range(row_start, row_stop):
             source, other = order[first + r], order[first + (r + distance) % n_rows]
@@ -195,7 +196,7 @@ def mixup_weights(zero, variant):
         shares, weights = simd.pointer(op[ops.KEPT], zero), simd.pointer(op[ops.SAMPLE_WEIGHT], zero)
         y = simd.pointer(op[ops.Y], zero)
         first = step * op[ops.BATCH]
-        n_rows = min(op[ops.BATCH], op[ops.N_SAMPLES] - first)
+        n_rows = rows_of_batch(op, step)
         distance = partner_distance(op[ops.SEED], op[ops.FIRST_STEP] + step, op[ops.LAYER], n_rows)
         for r in range(row_start, row_stop):
             y[r] = 1

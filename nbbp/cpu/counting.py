@@ -85,7 +85,9 @@ def run_counted(table, tiles, phases, due_tiles, due_phases, due, period, n_samp
             if row_start < row_stop:
                 for op in range(its_tiles[tile, 0], its_tiles[tile, 1]):
                     row = simd.advance(rows_of_table, op * ops.N_COLUMNS)
-                    simd.call_kernel(row, step, row_start, row_stop, its_tiles[tile, 4], its_tiles[tile, 5], scratch)
+                    simd.call_kernel(
+                        row, ops.KERNEL, step, row_start, row_stop, its_tiles[tile, 4], its_tiles[tile, 5], scratch
+                    )
                     before = _count(counts, op, before)
     simd.restore_denormals(state)
 

@@ -14,6 +14,7 @@ from nbbp import ops
 from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
+from nbbp.cpu.rows import rows_of_batch
 from nbbp.scalars.functions import exp, log
 
 #: Rows that go through the passes of `crossentropy` together.
@@ -78,7 +79,7 @@ def _few_classes(op, step, row_start, row_stop, zero, scratch):
     one, n, start = type(zero)(1), op[ops.N_OUT], step * op[ops.BATCH]
     smoothing, scale = settings[0], settings[1]
     kept, even = one - smoothing, smoothing / type(zero)(n)
-    per_row = scale / type(zero)(min(op[ops.BATCH], op[ops.N_SAMPLES] - start) if settings[2] != 0 else 1)
+    per_row = scale / type(zero)(rows_of_batch(op, step) if settings[2] != 0 else 1)
     n_prefetched = op[ops.N_SAMPLES] - start - op[ops.BATCH] if op[ops.ORDER] != 0 else 0
     values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), start)
     order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), start)
@@ -142,7 +143,7 @@ def crossentropy(zero, variant):
         values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), step * op[ops.BATCH])
         order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), step * op[ops.BATCH])
         n, stride = op[ops.N_OUT], op[ops.Y_STRIDE]
-        batch = min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
+        batch = rows_of_batch(op, step)
         # rows whose successor in the next batch has a label anywhere in memory
         n_prefetched = op[ops.N_SAMPLES] - (step + 1) * op[ops.BATCH] if op[ops.ORDER] != 0 else 0
         one = type(zero)(1)  # zero + 1 would be a float64
@@ -219,7 +220,7 @@ def nll(zero, variant):
         values = simd.pointer(op[ops.ROW_VALUES], float64(0))
         order = simd.pointer(op[ops.ORDER], int64(0))
         n, first = op[ops.N_OUT], step * op[ops.BATCH]
-        batch = min(op[ops.BATCH], op[ops.N_SAMPLES] - first)
+        batch = rows_of_batch(op, step)
         for r in range(row_start, row_stop):
             source = order[first + r] if op[ops.ORDER] != 0 else first + r
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])

@@ -4,9 +4,7 @@ Legend: C is m × n, A is k × m, B is k × n; blocks of DEPTH k, ROWS rows of C
 and van de Geijn's paper, section 4; see cpu/tile.py.)
 """
 
-from llvmlite import ir
-from numba import int64, types
-from numba.extending import intrinsic
+from numba import int64
 
 from nbbp import ops
 from nbbp.compiling import jit
@@ -16,20 +14,6 @@ from nbbp.cpu.kernels import kernel
 
 #: What is copied at a time; and more rows than MANY are many (all as in nbbp/tiling.py).
 DEPTH, ROWS, PANELS, MANY = 128, 128, 2, 192
-
-
-@intrinsic
-def call_product(typing_context, op, step, row_start, row_stop, column_start, column_stop, scratch):
-    """Call the kernel whose address is in column OTHERWISE of `op`."""
-    integers = (types.int64,) * 6
-
-    def codegen(context, builder, signature, arguments):
-        kernel_type = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
-        address = builder.load(builder.gep(arguments[0], [simd.INT64(ops.OTHERWISE)]))
-        builder.call(builder.inttoptr(address, kernel_type.as_pointer()), arguments)
-        return context.get_dummy_value()
-
-    return types.void(types.CPointer(types.int64), *integers), codegen
 
 
 @jit()
@@ -66,7 +50,7 @@ def deep_product(zero, variant):
     def deep_product(op, step, row_start, row_stop, column_start, column_stop, scratch):
         k = row_stop - row_start
         if k <= MANY:
-            call_product(op, step, row_start, row_stop, column_start, column_stop, scratch)
+            simd.call_kernel(op, ops.OTHERWISE, step, row_start, row_stop, column_start, column_stop, scratch)
             return
         x_stride, w_stride, y_stride, n = op[ops.X_STRIDE], op[ops.W_STRIDE], op[ops.Y_STRIDE], op[ops.N_OUT]
         x = simd.advance(simd.pointer(op[ops.X], zero), row_start * x_stride + column_start)

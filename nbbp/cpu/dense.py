@@ -7,19 +7,13 @@ with BLAS and in parallel too, are in cpu/dense_variants.py.
 from numba import int64
 
 from nbbp import ops
-from nbbp.compiling import jit
 from nbbp.cpu import narrow, simd
 from nbbp.cpu.gemm import TRANSPOSED, gated_product, panel_width, rounded_product
 from nbbp.cpu.kernels import kernel
+from nbbp.cpu.rows import rows_of_batch
 
 #: Rows of a batch from which on a weight gradient with few outputs goes its own way (cpu/narrow.py).
 _MANY_ROWS = 8
-
-
-@jit()
-def rows_of_batch(op, step):
-    """How many rows the batch has; what goes by it is the same however the batch is cut, and whatever was planned."""
-    return min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
 
 
 @kernel("product", of_float32=(ops.BF16, ops.FP16))

@@ -15,6 +15,7 @@ from nbbp import ops
 from nbbp.compiling import FASTMATH
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
+from nbbp.cpu.rows import rows_of_batch
 from nbbp.scalars.losses import LOSSES, loss_derivative, loss_value
 
 _BINARY = LOSSES["binary_crossentropy"].code
@@ -39,7 +40,7 @@ def loss(zero, variant):
         values = simd.pointer(op[ops.ROW_VALUES], float64(0))
         order = simd.pointer(op[ops.ORDER], int64(0))
         n, first = op[ops.N_OUT], step * op[ops.BATCH]
-        batch = min(op[ops.BATCH], op[ops.N_SAMPLES] - first)
+        batch = rows_of_batch(op, step)
         per_row = float64(scale) / (n if is_mean else 1)
         # rows whose successor in the next batch has a target anywhere in memory
         n_prefetched = op[ops.N_SAMPLES] - op[ops.BATCH] if op[ops.ORDER] != 0 else 0

@@ -15,6 +15,7 @@ from nbbp import ops
 from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
+from nbbp.cpu.update import gradient_of_tile, units_of_tile
 
 #: Per row: sum, squared deviations from the row's mean, zeros, saturated numbers.
 N_ROW_SUMS = 4
@@ -109,14 +110,8 @@ def monitor_before(zero, variant):
     def monitor_before(op, step, row_start, row_stop, column_start, column_stop, scratch):
         width, stride, sums = op[ops.SLOT_STRIDE], op[ops.W_STRIDE], _of_tile(op, column_start)
         sums[0] = sums[1] = sums[2] = float64(0)
-        first, last = max(column_start, op[ops.N_IN]), min(column_stop, op[ops.N_OUT])
-        if last <= first:
-            return
-        gradient = simd.pointer(op[ops.X] if op[ops.X] != 0 else scratch, zero)
-        gradient = simd.advance(gradient, (first - column_start if op[ops.TILE_LOCAL] else first) * width)
-        n_rows, n = last - first, width
-        if stride == width:
-            n_rows, n = 1, n_rows * width
+        first, n_rows, n = units_of_tile(op, column_start, column_stop)
+        gradient = gradient_of_tile(op, first, column_start, zero, scratch)
         for r in range(n_rows):
             w = simd.advance(simd.pointer(op[ops.W], zero), (first + r) * stride)
             simd.copy(simd.advance(simd.pointer(op[ops.Y], zero), (first + r) * stride), w, n)
@@ -131,15 +126,10 @@ def monitor_after(zero, variant):
     """SQUARES[2] of the tile = Σ (W - Y)²: what the update has changed since "monitor_before". Columns as there."""
 
     def monitor_after(op, step, row_start, row_stop, column_start, column_stop, scratch):
-        width, stride, sums = op[ops.SLOT_STRIDE], op[ops.W_STRIDE], _of_tile(op, column_start)
-        first, last = max(column_start, op[ops.N_IN]), min(column_stop, op[ops.N_OUT])
-        if last <= first:
-            return
-        n_rows, n = last - first, width
-        if stride == width:
-            n_rows, n = 1, n_rows * width
+        sums = _of_tile(op, column_start)
+        first, n_rows, n = units_of_tile(op, column_start, column_stop)
         for r in range(n_rows):
-            at = (first + r) * stride
+            at = (first + r) * op[ops.W_STRIDE]
             w = simd.advance(simd.pointer(op[ops.W], zero), at)
             sums[2] += _squared_distance(w, simd.advance(simd.pointer(op[ops.Y], zero), at), n)
 

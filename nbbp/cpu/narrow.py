@@ -9,7 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nbbp.compiling import jit
-from nbbp.cpu import simd
+from nbbp.cpu import simd, tile
 
 #: Columns of C up to which it is quicker to compute the transpose of a weight gradient (as in nbbp/tiling.py).
 FEW_OUTPUTS = 4
@@ -73,18 +73,9 @@ def dot_rows(typing_context, out, a, a_stride, b, n_rows, k):
         totals = [builder.load(total) for total in sums]
         while len(totals) > 1:
             half = len(totals) // 2
-            totals = [_add_halves(builder, totals[i], totals[i + half], half) for i in range(half)]
+            pairs = [tile.exchanged_halves(builder, totals[i], totals[i + half], half) for i in range(half)]
+            totals = [builder.fadd(*pair) for pair in pairs]
         simd.store_vector(builder, totals[0], out)
         return context.get_dummy_value()
 
     return types.void(out, a, number, b, number, number), codegen
-
-
-def _add_halves(builder, x, y, distance):
-    """Lanes without the bit `distance`: x[l] + x[l + distance]; those with it: y[l - distance] + y[l]."""
-    lanes = x.type.count
-    index = ir.VectorType(simd.INT32, lanes)
-    low = [lane if not lane & distance else lanes + lane - distance for lane in range(lanes)]
-    high = [lane + distance if not lane & distance else lanes + lane for lane in range(lanes)]
-    parts = [builder.shuffle_vector(x, y, ir.Constant(index, places)) for places in (low, high)]
-    return builder.fadd(*parts)

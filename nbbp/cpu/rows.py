@@ -6,8 +6,15 @@ Legend: rows r of the batch; row ``step · BATCH + r`` of the run; its number in
 from numba import int64
 
 from nbbp import ops
+from nbbp.compiling import jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
+
+
+@jit()
+def rows_of_batch(op, step):
+    """How many rows the batch has; what goes by it is the same however the batch is cut, and whatever was planned."""
+    return min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
 
 
 @kernel("gather")

@@ -20,7 +20,7 @@ def run_tile(table, tiles, tile, step, n_rows, scratch):
     if row_start < row_stop:
         for op in range(tiles[tile, 0], tiles[tile, 1]):
             row = simd.advance(table, op * ops.N_COLUMNS)
-            simd.call_kernel(row, step, row_start, row_stop, tiles[tile, 4], tiles[tile, 5], scratch)
+            simd.call_kernel(row, ops.KERNEL, step, row_start, row_stop, tiles[tile, 4], tiles[tile, 5], scratch)
 
 
 @jit()

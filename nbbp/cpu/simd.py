@@ -175,17 +175,17 @@ def prefetch(typing_context, start, n_elements):
 
 
 @intrinsic
-def call_kernel(typing_context, op, step, row_start, row_stop, column_start, column_stop, scratch):
-    """Call the machine code whose address is the first entry of the row `op`, with these arguments."""
-    integers = (types.int64,) * 6
+def call_kernel(typing_context, op, column, step, row_start, row_stop, column_start, column_stop, scratch):
+    """Call the machine code whose address is in the `column` of the row `op`, with `op` and the other arguments."""
 
     def codegen(context, builder, signature, arguments):
-        kernel_type = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
-        address = builder.load(arguments[0])
-        builder.call(builder.inttoptr(address, kernel_type.as_pointer()), arguments)
+        op, column, *others = arguments
+        kernel_type = ir.FunctionType(ir.VoidType(), [op.type, *(other.type for other in others)])
+        address = builder.load(builder.gep(op, [column]))
+        builder.call(builder.inttoptr(address, kernel_type.as_pointer()), [op, *others])
         return context.get_dummy_value()
 
-    return types.void(types.CPointer(types.int64), *integers), codegen
+    return types.void(types.CPointer(types.int64), *(types.int64,) * 7), codegen
 
 
 @intrinsic

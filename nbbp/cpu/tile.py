@@ -276,14 +276,19 @@ def transpose_block(typing_context, out, out_stride, x, x_stride, n_rows, n_colu
 
 def _exchange(builder, rows, distance):
     """One round of the butterfly: swap the off-diagonal `distance` × `distance` blocks of each pair of rows."""
-    lanes = len(rows)
-    low = [i if not i & distance else lanes + i - distance for i in range(lanes)]
-    high = [i + distance if not i & distance else lanes + i for i in range(lanes)]
-    index = ir.VectorType(simd.INT32, lanes)
     result = list(rows)
-    for i in range(lanes):
+    for i in range(len(rows)):
         if not i & distance:
-            pair = rows[i], rows[i + distance]
-            result[i] = builder.shuffle_vector(*pair, ir.Constant(index, low))
-            result[i + distance] = builder.shuffle_vector(*pair, ir.Constant(index, high))
+            result[i], result[i + distance] = exchanged_halves(builder, rows[i], rows[i + distance], distance)
     return result
+
+
+def exchanged_halves(builder, x, y, distance):
+    """x with y[l - distance] in the lanes l that have the bit `distance`, y with x[l + distance] in those that have
+    not.
+    """
+    lanes = x.type.count
+    low = [lane if not lane & distance else lanes + lane - distance for lane in range(lanes)]
+    high = [lane + distance if not lane & distance else lanes + lane for lane in range(lanes)]
+    index = ir.VectorType(simd.INT32, lanes)
+    return [builder.shuffle_vector(x, y, ir.Constant(index, places)) for places in (low, high)]

@@ -63,6 +63,26 @@ def is_update(op, step, row_start, row_stop):
     return losses_are_finite(op, step, row_start, row_stop)
 
 
+@jit()
+def units_of_tile(op, column_start, column_stop):
+    """The first unit of the segment within the tile, and its units as rows without gaps: how many, of how many numbers.
+
+    No rows where the segment lies elsewhere.
+    """
+    first = max(column_start, op[ops.N_IN])
+    n_rows, n = max(min(column_stop, op[ops.N_OUT]) - first, 0), op[ops.SLOT_STRIDE]
+    if op[ops.W_STRIDE] == n and n_rows > 0:
+        n_rows, n = 1, n_rows * n
+    return first, n_rows, n
+
+
+@jit()
+def gradient_of_tile(op, first, column_start, zero, scratch):
+    """The gradient of the units from `first` on: of all rows at X, or of the tile's alone, in scratch where X is 0."""
+    gradient = simd.pointer(op[ops.X] if op[ops.X] != 0 else scratch, zero)
+    return simd.advance(gradient, (first - column_start if op[ops.TILE_LOCAL] else first) * op[ops.SLOT_STRIDE])
+
+
 @kernel("reduce_gradient")
 def reduce_gradient(zero, variant):
     """Y = the sum of partial gradients, in their order; Y (columns,), partials SLOT_STRIDE apart. Writes Y.
@@ -95,15 +115,11 @@ def update(zero, variant):
     n_slots = _SLOTS_BY_CODE[variant]
 
     def update(op, step, row_start, row_stop, column_start, column_stop, scratch):
-        width, stride = op[ops.SLOT_STRIDE], op[ops.W_STRIDE]
-        first, last = max(column_start, op[ops.N_IN]), min(column_stop, op[ops.N_OUT])
-        if last <= first or not is_update(op, step, row_start, row_stop):
+        first, n_rows, n = units_of_tile(op, column_start, column_stop)
+        if n_rows == 0 or not is_update(op, step, row_start, row_stop):
             return
-        gradient = simd.pointer(op[ops.X] if op[ops.X] != 0 else scratch, zero)
-        gradient = simd.advance(gradient, (first - column_start if op[ops.TILE_LOCAL] else first) * width)
-        n_rows, n = last - first, width
-        if stride == width:
-            n_rows, n = 1, n_rows * width
+        width, stride = op[ops.SLOT_STRIDE], op[ops.W_STRIDE]
+        gradient = gradient_of_tile(op, first, column_start, zero, scratch)
         line = simd.advance(simd.pointer(op[ops.COEFFICIENTS], float64(0)), step * ops.N_COEFFICIENTS)
         number = type(zero)
         l2, l1, kept = number(line[0]), number(line[1]), number(line[2])
