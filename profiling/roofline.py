@@ -53,6 +53,9 @@ SIZES = tuple(1 << power for power in range(14, 31))
 QUICK_SIZES = SIZES[:12:2]
 #: Seconds of a run of whole steps: short enough that some of many fit between what else a machine does.
 RUN = 5e-3
+#: Seconds of runs in a row: right behind a whole step, whose data fill the caches, entering a run of nothing alone would
+#: cost more than a run of a short op behind another.
+STRETCH = 1e-3
 #: Not to lie whole pages from each other, which processors take for the same place at first.
 APART = 272
 
@@ -143,7 +146,7 @@ def measure_network(case: Case, seconds: float) -> dict[str, object]:
         run()
 
     runs = {name: functools.partial(run_only, name) for name in cuts}
-    timed = question.time_in_turn(runs, seconds, stretch=0.0)
+    timed = question.time_in_turn(runs, seconds, stretch=STRETCH)
     spent = {name: max(each["minimum"] - timed[NOTHING]["minimum"], CLOCK) for name, each in timed.items()}
     microseconds = {name: 1e6 * seconds / training.n_steps for name, seconds in spent.items()}
     costs = {name: op_costs.total(bound.program, rows, len(training.x)) for name, rows in found.items()}
