@@ -45,6 +45,8 @@ _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 VECTOR_BYTES = _widest_vector()
 #: True where a masked load or store costs what a plain one does.
 HAS_FREE_MASKS = VECTOR_BYTES == 64
+#: True where the processor estimates reciprocals of float32, and of their roots, to 14 bits.
+HAS_ESTIMATES = VECTOR_BYTES == 64
 #: Architectural vector registers: what the accumulators of a tile must fit into.
 VECTOR_REGISTERS = 32 if HAS_FREE_MASKS or not _IS_X86 else 16
 _HAS_FUSED_MULTIPLY_ADD = not _IS_X86 or _FEATURES.get("fma", False)
@@ -354,15 +356,21 @@ def restore_denormals(typing_context, state):
     return types.void(types.int32), codegen
 
 
-def _by_registers(builder, out, n, vector, value_at):
-    """Write value_at(index, mask) over out[0:n], whole registers and then what remains."""
+def over_registers(builder, n, vector, work):
+    """Do work(index, mask) for n numbers: whole registers, whose mask is None, and then what remains."""
     lanes = INT64(vector.count)
     whole = builder.mul(builder.udiv(n, lanes), lanes)
     with cgutils.for_range_slice(builder, INT64(0), whole, lanes) as (index, _):
-        store_vector(builder, value_at(index, None), builder.gep(out, [index]))
+        work(index, None)
     with builder.if_then(builder.icmp_signed("<", whole, n)):
-        mask = lane_mask(builder, builder.sub(n, whole), vector.count)
-        store_vector(builder, value_at(whole, mask), builder.gep(out, [whole]), mask)
+        work(whole, lane_mask(builder, builder.sub(n, whole), vector.count))
+
+
+def _by_registers(builder, out, n, vector, value_at):
+    """Write value_at(index, mask) over out[0:n]."""
+    over_registers(
+        builder, n, vector, lambda i, mask: store_vector(builder, value_at(i, mask), builder.gep(out, [i]), mask)
+    )
 
 
 @intrinsic

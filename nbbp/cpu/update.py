@@ -14,7 +14,7 @@ from numba import float64, njit
 
 from nbbp import ops
 from nbbp.compiling import FASTMATH, jit
-from nbbp.cpu import simd
+from nbbp.cpu import adam, simd
 from nbbp.cpu.kernels import kernel
 from nbbp.scalars.updates import UPDATES, penalized_gradient, update_rule
 
@@ -113,6 +113,7 @@ def update(zero, variant):
     the slots; none of them may overlap.
     """
     n_slots = _SLOTS_BY_CODE[variant]
+    is_adam = variant == UPDATES["adam"].code and type(zero) is np.float32 and simd.HAS_ESTIMATES
 
     def update(op, step, row_start, row_stop, column_start, column_stop, scratch):
         first, n_rows, n = units_of_tile(op, column_start, column_stop)
@@ -135,6 +136,9 @@ def update(zero, variant):
             s0 = simd.advance(simd.pointer(op[ops.SLOT_0], zero), at)
             s1 = simd.advance(simd.pointer(op[ops.SLOT_1], zero), at)
             s2 = simd.advance(simd.pointer(op[ops.SLOT_2], zero), at)
+            if is_adam and l1 == 0:
+                adam.adam(w, g, s0, s1, n, l2, kept, c)
+                continue
             for i in range(n):
                 parameter, slope = w[i], g[i]
                 if not is_plain:
