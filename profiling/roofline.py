@@ -53,8 +53,8 @@ SIZES = tuple(1 << power for power in range(14, 31))
 QUICK_SIZES = SIZES[:12:2]
 #: Seconds of a run of whole steps: short enough that some of many fit between what else a machine does.
 RUN = 5e-3
-#: Seconds of runs in a row: right behind a whole step, whose data fill the caches, entering a run of nothing alone would
-#: cost more than a run of a short op behind another.
+#: Seconds of runs in a row: right behind a whole step, whose data fill the caches, entering a run of nothing alone
+#: would cost more than a run of a short op behind another.
 STRETCH = 1e-3
 #: Not to lie whole pages from each other, which processors take for the same place at first.
 APART = 272

@@ -55,7 +55,6 @@ def adam(typing_context, w, g, m, v, n, l2, kept, c):
     def codegen(context, builder, signature, arguments):
         vector = simd.vector_type(signature.args[0].dtype)
         w, g, m, v, n, l2, kept, c = arguments
-        lanes = simd.INT64(vector.count)
         l2, kept = (simd.splat(builder, each, vector.count) for each in (l2, kept))
         c = [simd.splat(builder, builder.extract_value(c, i), vector.count) for i in range(7)]
 
