@@ -58,6 +58,8 @@ PERIOD = 46
 HEIGHT, CHANNELS, DOWN, RIGHT = 30, 31, 32, 33
 #: Address of the kernel that a deep product leaves batches of fewer rows to, in a column of custom layers.
 OTHERWISE = 30
+#: Rows of a batch from which on a forward product is one of scalar products (0: never, -1: always; see cpu/narrow.py).
+NARROW_FROM = 47
 N_COLUMNS = 48
 
 #: Variants of kernels that round to 16 bits, or back: bfloat16 and IEEE binary16 (see cpu/half.py).

@@ -39,8 +39,10 @@ FORWARD_ROWS = 32
 LOSS_SCRATCH = 7 * 64
 #: Numbers of a tile of an update.
 PARAMETERS = 1 << 13
-#: Outputs of a layer up to which its weight gradient takes scratch (see cpu/narrow.py).
+#: Outputs of a layer up to which its forward product and its weight gradient may go their own way, which takes scratch
+#: (see cpu/narrow.py), and rows of a batch from which on a forward product does so in training.
 FEW_OUTPUTS = 4
+_NARROW_ROWS = 16
 #: Numbers that a weight gradient over many rows takes of scratch, and how many rows are many (see cpu/gemm.py).
 DEEP_PRODUCT, MANY_ROWS = 128 * (128 + 2 * 64), 192
 #: Numbers from row to row from which on rows are far apart.
@@ -76,6 +78,17 @@ def is_shared(operations: float) -> bool:
 def wants_packing(batch: int, n_out: int) -> bool:
     """Whether a forward product should copy its weights side by side first: many rows, long strides."""
     return batch >= _PACKED_ROWS and n_out >= _PACKED_COLUMNS
+
+
+def narrow_from(n_in: int, n_out: int, trains: bool) -> int:
+    """Rows of a batch from which on a forward product of few outputs is one of scalar products of rows; 0 for never.
+
+    By the cycles that 16 rows of 32 take, roughly. Where nothing trains, always (-1), so that a row is predicted alike
+    in any company.
+    """
+    if n_out > FEW_OUTPUTS or n_out * (n_in + 50) >= 8 * n_in:
+        return 0
+    return _NARROW_ROWS if trains else -1
 
 
 def packed_panel(k: int) -> int:

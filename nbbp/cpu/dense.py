@@ -8,7 +8,7 @@ from numba import int64
 
 from nbbp import ops
 from nbbp.cpu import narrow, simd
-from nbbp.cpu.gemm import IN_PLACE, TRANSPOSED, gated_product, panel_width, rounded_product
+from nbbp.cpu.gemm import TRANSPOSED, gated_product, panel_width, rounded_product
 from nbbp.cpu.kernels import kernel
 from nbbp.cpu.rows import rows_of_batch
 
@@ -36,8 +36,7 @@ def product_op(zero, variant):
         y = simd.pointer(op[ops.Y] if op[ops.Y] != 0 else scratch, zero)
         layout, x_stride, w_stride, y_stride = op[ops.LAYOUT], op[ops.X_STRIDE], op[ops.W_STRIDE], op[ops.Y_STRIDE]
         floor = zero + simd.pointer(op[ops.SETTINGS], zero)[0]
-        is_narrow, gradient = False, y
-        is_forward = layout == IN_PLACE and not op[ops.CONTRACTS_ROWS]
+        is_narrow, gradient, narrow_from = False, y, op[ops.NARROW_FROM]
         if op[ops.CONTRACTS_ROWS]:
             x, w = simd.advance(x, row_start * x_stride + column_start), simd.advance(w, row_start * w_stride)
             slot = row_start // op[ops.SLOT_ROWS] * op[ops.SLOT_STRIDE]
@@ -67,7 +66,7 @@ def product_op(zero, variant):
             )  # fmt: skip
         elif layout == TRANSPOSED and rows_of_batch(op, step) <= narrow.FEW_ROWS:
             narrow.input_gradient(y, y_stride, x, x_stride, w, w_stride, m, n, k, gate, gate_stride, has_gate, lanes)
-        elif is_forward and narrow.suits(n, k) and rows_of_batch(op, step) >= _MANY_ROWS:
+        elif narrow_from < 0 or 0 < narrow_from <= rows_of_batch(op, step):
             narrow.forward(y, y_stride, x, x_stride, w, w_stride, bias, has_bias, m, n, k, floor, free, lanes)
         else:
             gated_product(

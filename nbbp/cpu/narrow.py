@@ -1,4 +1,4 @@
-"""Products that would leave registers empty: the weight gradient of few outputs, and the input gradient of few rows.
+"""Products that would leave registers empty: forward and weight gradient of few outputs, input gradient of few rows.
 
 Legend: C is m × n, A and B as each says; `lanes` numbers fill a register.
 """
@@ -28,14 +28,8 @@ def turn_round(c, c_stride, x, x_stride, m, n):
 
 
 @jit()
-def suits(n, k):
-    """Whether `forward` is quicker than register tiles: the cycles that 16 rows take, counted and rounded."""
-    return n <= FEW_OUTPUTS and n * (k // 2 + 50) < 8 * k
-
-
-@jit()
 def forward(c, c_stride, a, a_stride, b, b_stride, bias, has_bias, m, n, k, floor, free, lanes):
-    """C = max(floor, bias + A·B) for n <= FEW_OUTPUTS: scalar products of the rows of A with the columns of B.
+    """C = max(floor, bias + A·B) for few columns n: scalar products of the rows of A with the columns of B.
 
     c (m, n), a (m, k), b (k, n), with these row strides; bias (n,) if has_bias is 1. Writes c, and lanes + n·k numbers
     of scratch at `free`, none of which may overlap anything.
@@ -77,8 +71,8 @@ def input_gradient(c, c_stride, a, a_stride, b, b_stride, m, n, k, gate, gate_st
 
 @intrinsic
 def dot_rows(typing_context, out, a, a_stride, b, n_rows, k, start, floor):
-    """out[i] = max(floor, start + <a[i, :], b>) for as many rows i as a register has lanes; those from n_rows on are the
-    last one again.
+    """out[i] = max(floor, start + <a[i, :], b>) for as many rows i as a register has lanes; from n_rows on the last one
+    again.
 
     a (n_rows, k) with row stride a_stride, n_rows >= 1, b (k,), out (lanes,). The sums of all rows are added up in one
     tree: in each round, half of the registers take over halves of the others'.

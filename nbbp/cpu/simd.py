@@ -43,10 +43,8 @@ _FEATURES = _host_features()
 _IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 #: Bytes of one vector register; set NBBP_VECTOR_BITS=256 or 128 to take the paths of other processors.
 VECTOR_BYTES = _widest_vector()
-#: True where a masked load or store costs what a plain one does.
-HAS_FREE_MASKS = VECTOR_BYTES == 64
-#: True where the processor estimates reciprocals of float32, and of their roots, to 14 bits.
-HAS_ESTIMATES = VECTOR_BYTES == 64
+#: True where a masked load or store costs what a plain one does, and reciprocals are estimated to 14 bits.
+HAS_FREE_MASKS = HAS_ESTIMATES = VECTOR_BYTES == 64
 #: Architectural vector registers: what the accumulators of a tile must fit into.
 VECTOR_REGISTERS = 32 if HAS_FREE_MASKS or not _IS_X86 else 16
 _HAS_FUSED_MULTIPLY_ADD = not _IS_X86 or _FEATURES.get("fma", False)
@@ -195,9 +193,8 @@ def row_maximum(typing_context, x, n):
     """max over x[0:n] of the pointer `x`, n >= 1; NaN where any is NaN."""
 
     def codegen(context, builder, signature, arguments):
-        vector = vector_type(signature.args[0].dtype)
+        vector, (start, count) = vector_type(signature.args[0].dtype), arguments
         lanes = vector.count
-        start, count = arguments
         lowest = ir.Constant(vector, [-math.inf] * lanes)
         best = cgutils.alloca_once_value(builder, lowest)
         with cgutils.for_range_slice(builder, INT64(0), count, INT64(lanes)) as (index, _):
@@ -237,9 +234,8 @@ def row_sum(typing_context, x, n):
     """sum over x[0:n] of the pointer `x`: one register of partial sums, added pairwise."""
 
     def codegen(context, builder, signature, arguments):
-        vector = vector_type(signature.args[0].dtype)
+        vector, (start, count) = vector_type(signature.args[0].dtype), arguments
         lanes = vector.count
-        start, count = arguments
         partial = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * lanes))
         with cgutils.for_range_slice(builder, INT64(0), count, INT64(lanes)) as (index, _):
             mask = lane_mask(builder, builder.sub(count, index), lanes)
@@ -303,8 +299,7 @@ def yield_processor(typing_context):
     """Give the rest of the time slice to another thread."""
 
     def codegen(context, builder, signature, arguments):
-        name, result = ("SwitchToThread", INT32) if sys.platform == "win32" else ("sched_yield", INT32)
-        call_llvm(builder, name, result, [])
+        call_llvm(builder, "SwitchToThread" if sys.platform == "win32" else "sched_yield", INT32, [])
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -335,8 +330,8 @@ def flush_off(builder, state) -> None:
 def flush_denormals(typing_context):
     """Make this thread's denormals zero; gives the state to hand to `restore_denormals`.
 
-    Denormal moments of converged or dead units slow a small network two- to fivefold. Processors other than x86-64
-    keep gradual underflow: the same code, slower there, with results that differ below 1.2e-38.
+    Denormal moments of converged or dead units slow a small network two- to fivefold. Processors other than x86-64 keep
+    gradual underflow: the same code, slower there, with results that differ below 1.2e-38.
     """
 
     def codegen(context, builder, signature, arguments):
@@ -368,9 +363,11 @@ def over_registers(builder, n, vector, work):
 
 def _by_registers(builder, out, n, vector, value_at):
     """Write value_at(index, mask) over out[0:n]."""
-    over_registers(
-        builder, n, vector, lambda i, mask: store_vector(builder, value_at(i, mask), builder.gep(out, [i]), mask)
-    )
+
+    def store(index, mask):
+        store_vector(builder, value_at(index, mask), builder.gep(out, [index]), mask)
+
+    over_registers(builder, n, vector, store)
 
 
 @intrinsic

@@ -9,7 +9,7 @@ from nbbp.layers import Activation, Custom, Dense
 from nbbp.lowering.base import Lowering, Step, WeightGradient, lowers, operands, passes
 from nbbp.nodes import Node
 from nbbp.ops import UserFunction
-from nbbp.program import Op, Place, Program, Values
+from nbbp.program import PADDING, Op, Place, Program, Values
 
 # As in cpu/gemm.py: how a product finds its second operand.
 IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
@@ -45,12 +45,15 @@ def _product(lowering: Lowering, node: Node, x: Values, floor: float) -> Values:
     layout = PACKED if tiling.wants_packing(program.batch, layer.n_out) else IN_PLACE
     if layout == PACKED:
         program.scratch = max(program.scratch, tiling.packed_panel(x.width))
+    narrow_from = tiling.narrow_from(x.width, layer.n_out, lowering.trains)
+    if narrow_from:  # the columns of the weight side by side
+        program.scratch = max(program.scratch, PADDING + layer.n_out * x.width)
     program.add(
         "product",
         x=Place(x.buffer), x_stride=x.stride, w=Place("parameters", lowering.offsets[f"{node.path}.weight"]),
         w_stride=layer.n_out, y=Place(out.buffer), y_stride=out.stride,
         bias=Place("parameters", lowering.offsets[f"{node.path}.bias"]) if layer.use_bias else 0,
-        n_in=x.width, n_out=layer.n_out, layout=layout, settings=program.setting(floor),
+        n_in=x.width, n_out=layer.n_out, layout=layout, narrow_from=narrow_from, settings=program.setting(floor),
     )  # fmt: skip
     return out
 
