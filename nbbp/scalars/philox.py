@@ -35,6 +35,9 @@ STREAM_AUGMENTATION = 16
 
 #: Largest length `permutation` accepts: one 32-bit word chooses each position.
 MAX_PERMUTATION = 2**32
+#: Counters whose words `fill_permutation` computes together.
+_BLOCKS_AT_ONCE = 64
+_MAX_INT32 = 2**31 - 1
 
 #: What a round multiplies two words of the counter by, and what is added to the words of the key after each.
 MULTIPLIER_0 = np.uint64(0xD2511F53)
@@ -222,13 +225,23 @@ def fill_truncated_normal_float64(out, seed, layer, step, stream, bound):
 
 
 @jit()
+def _fill_words(words, first_block, epoch, key_low, key_high):
+    """Write the words of as many counters as there are columns from the block `first_block` on into `words` (4, n)."""
+    for i in range(words.shape[1]):
+        block = (np.uint64(first_block) + np.uint64(i)) & _WORD
+        words[0, i], words[1, i], words[2, i], words[3, i] = philox4x32(
+            block, np.uint64(0), epoch, np.uint64(STREAM_SHUFFLE), key_low, key_high
+        )
+
+
+@jit()
 def fill_permutation(out, seed, epoch):
     """Write a random permutation of 0 .. n-1 into `out` (n,), an integer array, whatever was in it.
 
     Fisher and Yates' shuffle (Knuth, TAOCP 2, algorithm P). Each position is an unbiased bounded integer by
     D. Lemire's method ("Fast random integer generation in an interval", 2019): ``word * bound >> 32``, where
     the few words that would favour some results are thrown away. Words come from counters (block, 0, epoch,
-    STREAM_SHUFFLE).
+    STREAM_SHUFFLE), many at a time, in vector registers.
 
     Raises
     ------
@@ -240,19 +253,17 @@ def fill_permutation(out, seed, epoch):
         raise ValueError("a permutation has at most 2**32 entries")
     for i in range(n):
         out[i] = i
-    block = 0
-    left = 0
-    a = b = c = d = np.uint64(0)
+    key_low, key_high = key_words(seed)
+    words = np.empty((4, _BLOCKS_AT_ONCE), np.uint64)
+    block, used = 0, 4 * _BLOCKS_AT_ONCE
     for last in range(n - 1, 0, -1):
         bound = np.uint64(last) + _ONE
         while True:
-            if left == 0:
-                a, b, c, d = random_words(seed, block, 0, epoch, STREAM_SHUFFLE)
-                block += 1
-                left = 4
-            product = a * bound
-            a, b, c = b, c, d
-            left -= 1
+            if used == 4 * _BLOCKS_AT_ONCE:
+                _fill_words(words, block, np.uint64(epoch) & _WORD, key_low, key_high)
+                block, used = block + _BLOCKS_AT_ONCE, 0
+            product = words[used & 3, used >> 2] * bound
+            used += 1
             fraction = product & _WORD
             # 2**32 mod bound words are too many; only a fraction below the bound needs the division.
             if fraction >= bound or fraction >= (_WORD - bound + _ONE) % bound:
@@ -265,9 +276,13 @@ def fill_permutation(out, seed, epoch):
 def permutation(n, seed, epoch):
     """Return a random permutation of 0 .. n-1 as an int64 array (n,): the order of the samples in one epoch.
 
-    The same `n`, `seed` and `epoch` give the same order everywhere. See `fill_permutation`, which allocates
-    nothing.
+    The same `n`, `seed` and `epoch` give the same order everywhere. See `fill_permutation`.
     """
-    out = np.empty(n, np.int64)
-    fill_permutation(out, seed, epoch)
-    return out
+    if n > _MAX_INT32:
+        out = np.empty(n, np.int64)
+        fill_permutation(out, seed, epoch)
+        return out
+    # numbers are exchanged all over the array, of which twice as many stay in cache
+    short = np.empty(n, np.int32)
+    fill_permutation(short, seed, epoch)
+    return short.astype(np.int64)
