@@ -25,6 +25,7 @@ from nbbp.fleet import Fleet
 from nbbp.lowering.gradients import coefficients_of_batches, coefficients_of_rates
 from nbbp.ops import N_COEFFICIENTS
 from nbbp.optimizers import Optimizer, Settings
+from nbbp.scalars.philox import room_for_words
 from nbbp.scheduling import Clock
 from nbbp.sources import ArraySource
 from nbbp.validation import LARGEST, first_outside
@@ -147,11 +148,12 @@ class Run:
         rows = max(self._n_validation, min(self._n, int(self._lines[:, jitted.ROWS].max())))
         self._kept, self._threads = [], []
         for _ in range(self.crew.n_threads):
-            order, values = np.arange(self._n), np.empty((fleet.n_values, rows))
+            order, words, values = np.arange(self._n), room_for_words(self._n), np.empty((fleet.n_values, rows))
             stands, table = fleet.stands(made, chunk, values)
             others, table_of_others = (stands, table) if evaluated is None else fleet.stands(tests, evaluated, values)
             self._kept.append((stands, others))
-            self._threads.append((table, table_of_others, self._n, self._n_validation, shuffle, order, values))
+            numbers = self._n, self._n_validation, shuffle
+            self._threads.append((table, table_of_others, *numbers, order, words, values))
 
     def run(self, shows_bar: bool) -> None:
         """Train. One whose loss is no longer finite stops there, with its last good parameters.

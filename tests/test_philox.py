@@ -150,8 +150,16 @@ def test_permutation_depends_on_seed_and_epoch():
 
 def test_fill_permutation_ignores_what_was_there():
     out = np.full(50, -1, np.int32)
-    philox.fill_permutation(out, 7, 2)
+    philox.fill_permutation(out, philox.room_for_words(50), 7, 2)
     np.testing.assert_array_equal(out, philox.permutation(50, 7, 2))
+
+
+@pytest.mark.parametrize("n", [2, 5, 257, 1000])
+def test_permutation_is_the_same_however_many_words_are_at_hand(n):
+    for blocks in (1, 3, 64, 100):
+        out = np.empty(n, np.int64)
+        philox.fill_permutation(out, np.empty((4, blocks), np.uint64), 7, 2)
+        np.testing.assert_array_equal(out, philox.permutation(n, 7, 2))
 
 
 def test_all_orders_of_four_are_equally_likely():

@@ -112,13 +112,15 @@ def run_member(stand, member, n_samples):
 
 
 @jit()
-def train_epoch(stand, member, n_samples, is_shuffled, order, values, sums):
+def train_epoch(stand, member, n_samples, is_shuffled, order, words, values, sums):
     """One epoch of a member, in runs of member[ROWS] rows; writes sums (n_values,) and the member's line.
+
+    `words` is what shuffling needs (`nbbp.scalars.philox.room_for_words`).
 
     Gives whether the loss stayed finite. The run in which it did not is the last; then sums[0] is not finite.
     """
     if is_shuffled:
-        fill_permutation(order, member[SEED], member[EPOCH])
+        fill_permutation(order, words, member[SEED], member[EPOCH])
     member[EPOCH] += 1
     sums[:] = 0.0
     for start in range(0, n_samples, member[ROWS]):
@@ -148,6 +150,7 @@ def train_members(
     n_validation,
     is_shuffled,
     order,
+    words,
     values,
     sums,
     counters,
@@ -167,7 +170,7 @@ def train_members(
             if simd.atomic_load(simd.advance(counter, STOP)):
                 return
             into = sums[0, number, epoch]
-            if not train_epoch(stands[member[SHAPE]], member, n_samples, is_shuffled, order, values, into):
+            if not train_epoch(stands[member[SHAPE]], member, n_samples, is_shuffled, order, words, values, into):
                 member[HAS_STOPPED] = 1
                 break
             if n_validation > 0:

@@ -35,7 +35,7 @@ STREAM_AUGMENTATION = 16
 
 #: Largest length `permutation` accepts: one 32-bit word chooses each position.
 MAX_PERMUTATION = 2**32
-#: Counters whose words `fill_permutation` computes together.
+#: Counters whose words are computed together for a permutation, at most.
 _BLOCKS_AT_ONCE = 64
 _MAX_INT32 = 2**31 - 1
 
@@ -235,13 +235,20 @@ def _fill_words(words, first_block, epoch, key_low, key_high):
 
 
 @jit()
-def fill_permutation(out, seed, epoch):
+def room_for_words(n):
+    """What `fill_permutation` needs for `n` numbers: new memory, of no more words than it takes."""
+    return np.empty((4, max(1, min(_BLOCKS_AT_ONCE, (n + 3) // 4))), np.uint64)
+
+
+@jit()
+def fill_permutation(out, words, seed, epoch):
     """Write a random permutation of 0 .. n-1 into `out` (n,), an integer array, whatever was in it.
 
     Fisher and Yates' shuffle (Knuth, TAOCP 2, algorithm P). Each position is an unbiased bounded integer by
     D. Lemire's method ("Fast random integer generation in an interval", 2019): ``word * bound >> 32``, where
     the few words that would favour some results are thrown away. Words come from counters (block, 0, epoch,
-    STREAM_SHUFFLE), many at a time, in vector registers.
+    STREAM_SHUFFLE), as many at a time as `words` (4, any), uint64, has room for, in vector registers. Writes both
+    arrays.
 
     Raises
     ------
@@ -254,14 +261,13 @@ def fill_permutation(out, seed, epoch):
     for i in range(n):
         out[i] = i
     key_low, key_high = key_words(seed)
-    words = np.empty((4, _BLOCKS_AT_ONCE), np.uint64)
-    block, used = 0, 4 * _BLOCKS_AT_ONCE
+    block, used = 0, words.size
     for last in range(n - 1, 0, -1):
         bound = np.uint64(last) + _ONE
         while True:
-            if used == 4 * _BLOCKS_AT_ONCE:
+            if used == words.size:
                 _fill_words(words, block, np.uint64(epoch) & _WORD, key_low, key_high)
-                block, used = block + _BLOCKS_AT_ONCE, 0
+                block, used = block + words.shape[1], 0
             product = words[used & 3, used >> 2] * bound
             used += 1
             fraction = product & _WORD
@@ -280,9 +286,9 @@ def permutation(n, seed, epoch):
     """
     if n > _MAX_INT32:
         out = np.empty(n, np.int64)
-        fill_permutation(out, seed, epoch)
+        fill_permutation(out, room_for_words(n), seed, epoch)
         return out
     # numbers are exchanged all over the array, of which twice as many stay in cache
     short = np.empty(n, np.int32)
-    fill_permutation(short, seed, epoch)
+    fill_permutation(short, room_for_words(n), seed, epoch)
     return short.astype(np.int64)
