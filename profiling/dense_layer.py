@@ -29,6 +29,8 @@ from profiling.peers.worker import keep_to_cores
 JITTED = ("loops", "vectorized", "fused", "parallel")
 #: Seconds that the steps of one call take, so that entering it from Python is less than a hundredth of them.
 CALL = 1e-3
+#: Seconds of calls that are timed together: the first of them reads its operands from wherever another way left them.
+STRETCH = 10 * CALL
 
 Outputs = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Operands = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -143,7 +145,7 @@ class Engine:
         self.names = forward[ops.Y].buffer, back[ops.Y].buffer
         single_ops.inside(self.bound, forward[ops.X].buffer, width)[:] = x
         single_ops.inside(self.bound, back[ops.X].buffer, width)[:] = d_out
-        rows = [*program.find("product"), *program.find("reduce_gradient")]
+        rows = [row for kernel in ("product", "deep_product", "reduce_gradient") for row in program.find(kernel)]
         self.bound.tiles, self.bound.phases = single_ops.only(self.bound, rows)
         self.run = single_ops.steps(self.bound, self.n_steps)
         self.plan, self.n_threads = tiling.plan([(width, width)], batch), self.bound.n_threads()
@@ -248,7 +250,7 @@ def _time_shape(
             made[name] = way
     settling = SETTLING if nbbp.get_num_threads() > 1 else 0.0
     runs = {name: way.run for name, way in made.items()}
-    calls = question.time_in_turn(runs, seconds, least_turns, stretch=CALL, settling=settling)
+    calls = question.time_in_turn(runs, seconds, least_turns, stretch=STRETCH, settling=settling)
     for name, way in made.items():
         per_step = {key: calls[name][key] / way.n_steps for key in ("minimum", "median")}
         timed[name] = {**per_step, "repeats": calls[name]["repeats"]}
