@@ -11,6 +11,7 @@ from nbbp.losses import Loss
 from nbbp.lowering import checkpointing, gradients, parameters
 from nbbp.lowering.augmentation import augmented
 from nbbp.lowering.base import Lowering, OwnGradient, Partials, WeightGradient, padded, takes_logits
+from nbbp.lowering.dense import FLAT
 from nbbp.lowering.loss import final_activation, loss_op, metric_ops
 from nbbp.lowering.mixed import lowering_in
 from nbbp.lowering.monitoring import Monitoring
@@ -345,8 +346,9 @@ def _phases(program: Program, start: int, rows: int, cuts_products: bool) -> lis
     for kind, first, last in stretches:
         n_out = _width(program, first)
         if kind == "product":
-            n_in = program.ops[first].columns[ops.N_IN]
-            phases.append(tiling.product_tiles(first, last, program.batch, n_in, n_out))
+            columns = program.ops[first].columns
+            shape = program.batch, columns[ops.N_IN], n_out
+            phases.append(tiling.product_tiles(first, last, *shape, reads_flat=columns[ops.LAYOUT] == FLAT))
         elif kind == "whole":
             phases.append([(first, last, 0, program.batch, 0, tiling.ALL)])
         elif kind == "columns":

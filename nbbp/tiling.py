@@ -33,6 +33,10 @@ _TILE_WORK = 1e6
 _PACKED_ROWS = 32
 _PACKED_COLUMNS = 256
 
+#: Rows up to which a forward product reads its weights from end to end, how many weights make it worth while, and the
+#: least columns of a tile then: 2 KiB of a row.
+_FLAT_ROWS, _FLAT_WEIGHTS, _FLAT_COLUMNS = 48, 1 << 18, 512
+
 #: Rows of a tile in prediction and evaluation.
 FORWARD_ROWS = 32
 #: Numbers that a loss takes of scratch (see cpu/crossentropy.py).
@@ -78,6 +82,11 @@ def is_shared(operations: float) -> bool:
 def wants_packing(batch: int, n_out: int) -> bool:
     """Whether a forward product should copy its weights side by side first: many rows, long strides."""
     return batch >= _PACKED_ROWS and n_out >= _PACKED_COLUMNS
+
+
+def is_flat(batch: int, n_in: int, n_out: int) -> bool:
+    """Whether a forward product should read its weights from end to end: more of them than stay in cache, few rows."""
+    return batch <= _FLAT_ROWS and n_in * n_out >= _FLAT_WEIGHTS
 
 
 def narrow_from(n_in: int, n_out: int, trains: bool) -> int:
@@ -139,11 +148,18 @@ def column_tiles(first_op: int, last_op: int, batch: int, n_columns: int, column
     ]
 
 
-def product_tiles(first_op: int, last_op: int, batch: int, n_in: int, n_out: int) -> list[tuple]:
-    """Blocks of rows and columns of one product (batch, n_in) × (n_in, n_out), each worth some microseconds."""
+def product_tiles(
+    first_op: int, last_op: int, batch: int, n_in: int, n_out: int, reads_flat: bool = False
+) -> list[tuple]:
+    """Blocks of rows and columns of one product (batch, n_in) × (n_in, n_out), each worth some microseconds.
+
+    A tile of weights that are read from end to end (`is_flat`) takes a long part of each row, and all rows.
+    """
     wanted = max(1, int(2 * batch * n_in * n_out / _TILE_WORK))
     n_column_tiles = min(wanted, -(-n_out // PANEL))
     columns = -(-n_out // n_column_tiles // PANEL) * PANEL
+    if reads_flat:
+        columns = max(_FLAT_COLUMNS, n_out // 4 // PANEL * PANEL)
     n_row_tiles = max(1, min(wanted // n_column_tiles, -(-batch // 256)))
     rows = -(-batch // n_row_tiles // 16) * 16
     return [

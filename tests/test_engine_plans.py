@@ -31,6 +31,7 @@ CUTS = {
     "wide": {"_WIDE_WEIGHTS": 0, "_TILE_WORK": 1e3, "PARAMETERS": 64},
     "wide, large tiles": {"_WIDE_WEIGHTS": 0},
     "wide, packed": {"_WIDE_WEIGHTS": 0, "_TILE_WORK": 1e3, "_PACKED_ROWS": 1, "_PACKED_COLUMNS": 1},
+    "wide, flat": {"_WIDE_WEIGHTS": 0, "_TILE_WORK": 1e3, "_FLAT_WEIGHTS": 0, "_FLAT_ROWS": HUGE, "_FLAT_COLUMNS": 16},
     "alone, packed": {"_WIDE_WEIGHTS": HUGE, "_PARTIAL_ROWS": HUGE, "_PACKED_ROWS": 1, "_PACKED_COLUMNS": 1},
 }
 OPTIMIZERS = [

@@ -8,7 +8,7 @@ from numba import int64
 
 from nbbp import ops
 from nbbp.cpu import narrow, simd
-from nbbp.cpu.gemm import TRANSPOSED, gated_product, panel_width, rounded_product
+from nbbp.cpu.gemm import FLAT, TRANSPOSED, flat_product, gated_product, panel_width, rounded_product
 from nbbp.cpu.kernels import kernel
 from nbbp.cpu.rows import rows_of_batch
 
@@ -68,6 +68,8 @@ def product_op(zero, variant):
             narrow.input_gradient(y, y_stride, x, x_stride, w, w_stride, m, n, k, gate, gate_stride, has_gate, lanes)
         elif narrow_from < 0 or 0 < narrow_from <= rows_of_batch(op, step):
             narrow.forward(y, y_stride, x, x_stride, w, w_stride, bias, has_bias, m, n, k, floor, free, lanes)
+        elif layout == FLAT:
+            flat_product(y, y_stride, x, x_stride, w, w_stride, bias, int64(has_bias), m, n, k, floor, panel)
         else:
             gated_product(
                 y, y_stride, x, x_row, x_column, w, w_stride, bias, int64(has_bias), m, n, k, floor, layout, free,

@@ -11,8 +11,11 @@ from nbbp.cpu import half, simd, tile
 
 #: Rows of C from which on copying B pays, where it need not be turned round.
 PACKED_ROWS = 12
-#: B may be read in place, copied side by side panel by panel, or transposed while it is copied.
-IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
+#: Rows of B that `flat_product` takes at a time: runs that a processor reads ahead side by side.
+FLAT_DEPTH = 16
+#: B may be read in place, copied side by side panel by panel, transposed while it is copied, or read in place from end
+#: to end.
+IN_PLACE, PACKED, TRANSPOSED, FLAT = 0, 1, 2, 3
 
 
 def panel_width(dtype) -> int:
@@ -68,9 +71,9 @@ def gated_product(
 
     c (m, n), row stride c_stride; a (m, k), strides a_row and a_column; b (k, n) with row stride b_stride, or (n, k)
     where `layout` is TRANSPOSED; bias (n,), which must be an address that can be read, used only if has_bias is 1; gate
-    (m, n), row stride gate_stride, only if has_gate is 1. All are pointers; `scratch` holds `scratch_size` numbers
-    unless `layout` is IN_PLACE. Writes c and scratch, which must overlap nothing. `lanes` and `panel` are LANES and
-    panel_width of the dtype.
+    (m, n), row stride gate_stride, only if has_gate is 1. All are pointers; `layout` is not FLAT; `scratch` holds
+    `scratch_size` numbers unless it is IN_PLACE. Writes c and scratch, which must overlap nothing. `lanes` and `panel`
+    are LANES and panel_width of the dtype.
     """
     if m <= 0:
         return
@@ -88,6 +91,31 @@ def gated_product(
             simd.advance(c, j), c_stride, a, a_row, a_column, panel_b, panel_stride, m, width, k,
             simd.advance(bias, j), has_bias, floor, simd.advance(gate, j), gate_stride, has_gate,
         )  # fmt: skip
+
+
+@jit()
+def flat_product(c, c_stride, a, a_stride, b, b_stride, bias, has_bias, m, n, k, floor, panel):
+    """C = max(floor, bias + A·B) for few rows m and a B that no cache holds: FLAT_DEPTH of its rows at a time.
+
+    So memory is read in a few long runs; panel by panel, each row of B would be a run of its own. Shapes and strides as
+    in `gated_product`, A's rows without gaps. Writes c, which must overlap nothing.
+    """
+    lowest = type(floor)(-np.inf)
+    for first in range(0, k, FLAT_DEPTH):
+        depth, of_a = min(k - first, FLAT_DEPTH), simd.advance(a, first)
+        for j in range(0, n, panel):
+            width, of_b, of_c = min(n - j, panel), simd.advance(b, first * b_stride + j), simd.advance(c, j)
+            if first == 0:
+                tile.multiply_panel(
+                    of_c, c_stride, of_a, a_stride, 1, of_b, b_stride, m, width, depth, simd.advance(bias, j), has_bias,
+                    lowest, of_c, c_stride, 0,
+                )  # fmt: skip
+            else:
+                tile.continue_panel(of_c, c_stride, of_a, a_stride, 1, of_b, b_stride, m, width, depth)
+    for i in range(m):
+        row = simd.advance(c, i * c_stride)
+        for j in range(n):
+            row[j] = floor if row[j] < floor else row[j]
 
 
 @jit()

@@ -12,7 +12,7 @@ from nbbp.ops import UserFunction
 from nbbp.program import PADDING, Op, Place, Program, Values
 
 # As in cpu/gemm.py: how a product finds its second operand.
-IN_PLACE, PACKED, TRANSPOSED = 0, 1, 2
+IN_PLACE, PACKED, TRANSPOSED, FLAT = 0, 1, 2, 3
 
 
 @lowers(Dense)
@@ -42,8 +42,11 @@ def _product(lowering: Lowering, node: Node, x: Values, floor: float) -> Values:
     """Op for ``max(floor, x @ weight + bias)``."""
     program, layer = lowering.program, node.layer
     out = program.matrix(f"layer {node.path}", layer.n_out, with_one=True)
-    layout = PACKED if tiling.wants_packing(program.batch, layer.n_out) else IN_PLACE
-    if layout == PACKED:
+    layout = IN_PLACE
+    if tiling.is_flat(program.batch, x.width, layer.n_out):
+        layout = FLAT
+    elif tiling.wants_packing(program.batch, layer.n_out):
+        layout = PACKED
         program.scratch = max(program.scratch, tiling.packed_panel(x.width))
     narrow_from = tiling.narrow_from(x.width, layer.n_out, lowering.trains)
     if narrow_from:  # the columns of the weight side by side
