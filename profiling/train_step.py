@@ -5,7 +5,8 @@
     python profiling/train_step.py --rows 1 4 --threads 1 --peers nbbp jax-scan
 
 A step is one as inside training: forward, loss, backward and Adam, ReLU, crossentropy, float32, every batch
-fresh data; two of the networks also with dropout, batch and layer normalisation. nbbp is timed through ``fit``,
+fresh data; a small network also with tanh over 10,000 samples at once, and two of the others also with dropout, batch
+and layer normalisation. nbbp is timed through ``fit``,
 with its checks, shuffle and gather; the others are given their batches cut and converted beforehand. Whichever library
 is not installed is left out. Each runs in processes of its own with the threads and cores set; before it is timed, its
 losses over the first steps must agree with a float64 reference, from the same initial weights and on the same batches
