@@ -147,6 +147,8 @@ def reference_losses(case: Case, parameters: list[np.ndarray], x: np.ndarray, y:
         rows = slice((step - 1) * case.batch, step * case.batch)
         loss, gradients = _loss_and_gradients(case, trained, x[rows].astype(np.float64), y[rows])
         losses.append(loss)
+        if step == n:
+            break
         for p, g, m, v in zip(trained, gradients, first, second, strict=True):
             m += (1.0 - BETA_1) * (g - m)
             v += (1.0 - BETA_2) * (g * g - v)

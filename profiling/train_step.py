@@ -73,16 +73,14 @@ def validate(case: Case, worker: Worker, reference: list[float]) -> None:
         raise PeerError(f"{worker.peer}: losses {losses} on {case.name}; the reference has {reference}")
 
 
-def steps_within(worker: Worker, case: Case, seconds: float) -> int:
-    """How many steps the peer makes in about `seconds`, at least 4 and at most as many as there are
-    batches.
-    """
-    n = min(case.n_steps, 4)
+def steps_within(worker: Worker, case: Case, seconds: float, least: int = 4) -> int:
+    """How many steps the peer makes in about `seconds`, from `least` to as many as there are batches."""
+    n = min(case.n_steps, least)
     while True:
         worker("compile", n)
         elapsed = worker("run", n)
         if n == case.n_steps or elapsed >= 0.2 * seconds:
-            return max(4, min(case.n_steps, int(n * seconds / elapsed)))
+            return min(case.n_steps, max(least, int(n * seconds / elapsed)))
         n = min(case.n_steps, max(4 * n, int(0.4 * n * seconds / elapsed)))
 
 
