@@ -7,7 +7,8 @@ forward, loss, backward and Adam, ReLU, crossentropy, float32, every batch fresh
 ``fit``, with its checks, shuffle and gather), by PyTorch (eager, with its fused Adam) and by JAX (all steps in one
 compiled ``lax.scan``; these two are given their batches cut beforehand), in processes of their own on one thread and on
 one per core. Before a library is timed on a shape, its first losses are held against a float64 reference. Runs of the
-libraries take turns; the minimum is kept. Shapes on which a step would take nbbp more than 2 s are left out.
+libraries take turns; the minimum is kept. Shapes on which a step would take nbbp more than 2 s are left out, and on
+several threads those on which it takes less than 50 µs on one, which is too short to share.
 
 The ratio is the time of the fastest other library over nbbp's: below 1, nbbp is slower.
 """
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a script: the folder above holds both packages
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,13 +35,17 @@ from profiling.cases import LOSS_TOLERANCE, Case, initial_parameters, reference_
 from profiling.peers.worker import PeerError, Worker, save_case
 from profiling.train_step import SETTLING, start_workers, steps_within
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 COMPARED = ("nbbp", "pytorch", "jax-scan")
 WIDTHS = BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 QUICK_WIDTHS, QUICK_BATCHES = (4, 64), (1, 64)
 #: Seconds of one run, and of all runs of a shape; turns that there are in any case.
 RUN, SECONDS, QUICK_SECONDS, LEAST_TURNS = 0.04, 0.6, 0.2, 3
-#: Seconds of a step from which on a shape is left out.
-LIMIT = 2.0
+#: Seconds of a step from which on a shape is left out, and on one thread, up to which it is on several.
+LIMIT, SHORT = 2.0, 50e-6
+TOO_LONG, TOO_SHORT = "too long", "too short"
 #: Numbers that the data of a run may have: more than a core's L2 cache holds.
 MOST_NUMBERS = 4_000_000
 #: Steps whose losses are compared; for steps of more than `LARGE` operations, an update's being 100 a parameter, fewer.
@@ -118,48 +124,64 @@ def expected_seconds(timed: Sequence[Mapping], width: int, batch: int) -> float:
 
 
 def time_shapes(
-    shapes: Sequence[tuple[int, int]], n_threads: int, seconds: float, references: dict[Case, list[float]]
+    shapes: Mapping[int, Sequence[int]], n_threads: int, seconds: float, references: dict[Case, list[float]]
 ) -> dict[str, list]:
-    """Time all (width, batch), smaller batches first, for `seconds` each; `references` are those known, and get more.
+    """Time batches by width, small ones first, each for `seconds`. `references` are those that are known; it gets more.
 
     Returns
     -------
     dict
-        ``shapes``: ``width``, ``batch`` and ``peers``, by name what `time_runs` gives; ``left_out``: width, batch and
-        the seconds of a step that were expected.
+        ``shapes``: ``width``, ``batch`` and ``peers``, by name what `time_runs` gives; ``left_out``: ``width``,
+        ``batch``, ``why`` and the ``seconds`` of a step that were expected.
     """
     timed: list[dict] = []
-    left_out: list[tuple[int, int, float]] = []
+    left_out: list[dict] = []
     settling = SETTLING if n_threads > 1 else 0.0
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "case.npz"
         workers = start_workers(stack, list(COMPARED), n_threads)
-        for width, batch in shapes:
-            if (expected := expected_seconds(timed, width, batch)) > LIMIT:
-                left_out.append((width, batch, expected))
-                continue
-            print(f"threads {n_threads}: width {width}, batch {batch}", file=sys.stderr, flush=True)
-            case = case_of(width, batch)
-            parameters, (x, y) = initial_parameters(case), training_data(case)
-            if case not in references:
-                references[case] = reference_losses(case, parameters, x, y, n_compared(case))
-            save_case(folder / "case.npz", parameters, x, y)
-            steps = prepare(case, workers, folder / "case.npz", references[case])
-            peers = time_runs(workers, steps, seconds, settling)
-            timed.append({"width": width, "batch": batch, "peers": peers})
+        for width, batches in shapes.items():
+            parameters = initial_parameters(case_of(width, 1))
+            for batch in batches:
+                shape = {"width": width, "batch": batch}
+                if (expected := expected_seconds(timed, width, batch)) > LIMIT:
+                    left_out.append({**shape, "why": TOO_LONG, "seconds": expected})
+                    continue
+                print(f"threads {n_threads}: width {width}, batch {batch}", file=sys.stderr, flush=True)
+                case = case_of(width, batch)
+                x, y = training_data(case)
+                if case not in references:
+                    references[case] = reference_losses(case, parameters, x, y, n_compared(case))
+                save_case(file, parameters, x, y)
+                steps = prepare(case, workers, file, references[case])
+                timed.append({**shape, "peers": time_runs(workers, steps, seconds, settling)})
     return {"shapes": timed, "left_out": left_out}
 
 
 def measure(quick: bool) -> dict[str, object]:
-    """Every width with every batch, on one thread and, unless `quick`, on one per core."""
+    """Every width with every batch on one thread; unless `quick`, those that are not too short on one per core."""
     widths, batches = (QUICK_WIDTHS, QUICK_BATCHES) if quick else (WIDTHS, BATCHES)
-    shapes = [(width, batch) for width in widths for batch in batches]
+    seconds, n_cores = QUICK_SECONDS if quick else SECONDS, question.n_cores()
     references: dict[Case, list[float]] = {}
-    by_threads = {
-        str(n): time_shapes(shapes, n, QUICK_SECONDS if quick else SECONDS, references)
-        for n in ([1] if quick else sorted({1, question.n_cores()}))
-    }
+    single = time_shapes(dict.fromkeys(widths, batches), 1, seconds, references)
+    by_threads = {"1": single}
+    if n_cores > 1 and not quick:
+        short = too_short(single["shapes"])
+        skipped = {(shape["width"], shape["batch"]) for shape in short}
+        shapes = {width: [batch for batch in batches if (width, batch) not in skipped] for width in widths}
+        several = time_shapes({width: some for width, some in shapes.items() if some}, n_cores, seconds, references)
+        by_threads[str(n_cores)] = {**several, "left_out": short + several["left_out"]}
     return {"by_threads": by_threads, **question.conditions()}
+
+
+def too_short(shapes: Sequence[Mapping]) -> list[dict]:
+    """Those on which nbbp's step takes less than `SHORT`, as `time_shapes` names what it leaves out."""
+    taken = [(shape, shape["peers"]["nbbp"]["minimum"]) for shape in shapes]
+    return [
+        {"width": shape["width"], "batch": shape["batch"], "why": TOO_SHORT, "seconds": seconds}
+        for shape, seconds in taken
+        if seconds < SHORT
+    ]
 
 
 def fastest_other(shape: Mapping) -> str | None:
@@ -210,34 +232,49 @@ def table(results: dict) -> str:
             compared = report.ratio(ratio(shape)) if fastest_other(shape) else "–"
             cells.append(f"**{compared}**" if ratio(shape) < 1.0 else compared)
             rows.append([f"{shape['width']:,}, {shape['batch']:,}", *cells])
-        for width, batch, expected in measured["left_out"]:
-            rows.append([f"{width:,}, {batch:,}", f"left out: {expected:.1f} s expected", *["–"] * len(COMPARED)])
         headings = [f"{threads}: width, batch", *COMPARED, "fastest other ÷ nbbp"]
-        parts += [question.markdown_table(headings, rows), f"{threads}: {verdict(measured['shapes'])}\n"]
+        said = " ".join([verdict(measured["shapes"]), *left_out_text(measured["left_out"])])
+        parts += [question.markdown_table(headings, rows), f"{threads}: {said}\n"]
     return "\n".join(parts)
+
+
+def left_out_text(left_out: Sequence[Mapping]) -> list[str]:
+    """A sentence on those too long, and one on those too short to share."""
+    sentences = []
+    if long := [shape for shape in left_out if shape["why"] == TOO_LONG]:
+        named = "; ".join(f"width {s['width']}, batch {s['batch']}: some {s['seconds']:.1f} s" for s in long)
+        sentences.append(f"Left out, since a step would take more than {LIMIT:g} s: {named}.")
+    if n := len(left_out) - len(long):
+        one = "shape" if n == 1 else "shapes"
+        sentences.append(f"Left out: {n} {one} of less than {1e6 * SHORT:.0f} µs on one thread, too short to share.")
+    return sentences
 
 
 def draw(results: dict, path: Path) -> None:
     """Maps of the ratio over width and batch, one per number of threads."""
     measured = results["by_threads"]
-    first = next(iter(measured.values()))["shapes"]
-    batches, widths = (sorted({shape[key] for shape in first}) for key in ("batch", "width"))
+    first = next(iter(measured.values()))
+    every = [*first["shapes"], *first["left_out"]]
+    batches, widths = (sorted({shape[key] for shape in every}) for key in ("batch", "width"))
     size = 1.5 + len(measured) * (1.2 + 0.75 * len(batches)), 2.0 + 0.5 * len(widths)
     with question.picture(path, *size, "Time of the fastest other library over nbbp's, a training step") as figure:
         (row,) = figure.subplots(1, len(measured), squeeze=False)
         for axes, (n_threads, of_threads) in zip(row, measured.items(), strict=True):
-            _draw_ratios(axes, of_threads["shapes"], batches, widths)
+            _draw_ratios(axes, of_threads, batches, widths)
             axes.set_title(report.threads_in_words(n_threads))
         note = "Two dense layers, ReLU, crossentropy, Adam. Orange: another library is faster; purple: nbbp is."
         figure.supxlabel(note, fontsize=9, color=plotting.INK)
 
 
-def _draw_ratios(axes, shapes: Sequence[Mapping], batches: list[int], widths: list[int]) -> None:
+def _draw_ratios(axes: Axes, measured: Mapping[str, Sequence], batches: list[int], widths: list[int]) -> None:
     from matplotlib.colors import LogNorm
 
-    values = dense_layer_picture.grid(shapes, batches, widths, ratio)
+    values = dense_layer_picture.grid(measured["shapes"], batches, widths, ratio)
     axes.imshow(values, cmap="PuOr", norm=LogNorm(0.25, 4.0), origin="lower", aspect="auto")
-    for shape in shapes:
+    for shape in measured["left_out"]:
+        at = dense_layer_picture.place(shape, batches, widths)
+        axes.text(*at, shape["why"], ha="center", va="center", fontsize=7.5, color=plotting.MUTED)
+    for shape in measured["shapes"]:
         times = ratio(shape)
         text = f"{report.ratio(times)}\n{fastest_other(shape)}" if fastest_other(shape) else "alone"
         colour = "white" if times > 2.2 or times < 0.45 else plotting.INK
