@@ -25,12 +25,12 @@ import numpy as np
 import nbbp
 from nbbp import callbacks, plotting
 from profiling import question
-from profiling.cases import CASES, Case
+from profiling.cases import RELU_CASES, Case
 from profiling.where_time_goes import model_of
 
 WANTED_MICROSECONDS, WANTED_SHARE = 50.0, 0.02
 #: Shapes that a Monitor looks at; updates of a run, of which every 100th is looked at.
-SHAPES = tuple(case for case in CASES if not case.layer and case.sizes != (784, 256, 10))
+SHAPES = tuple(case for case in RELU_CASES if case.sizes != (784, 256, 10))
 EVERY = 100
 #: Seconds of all turns of one comparison.
 SECONDS = 6.0

@@ -1,8 +1,8 @@
 """The networks and data that ``profiling/train_step.py`` times, and the reference it holds every library to.
 
-Every case is ReLU hidden layers, crossentropy on the logits and Adam at learning rate 1e-3 in float32; some have
-dropout, or batch or layer normalisation, in every hidden layer. The data are drawn from a fixed seed and labelled by a
-fixed linear teacher, so that there is something to learn and units die as they do in ordinary training.
+Every case is hidden layers of ReLU, or of tanh, crossentropy on the logits and Adam at learning rate 1e-3 in float32;
+some have dropout, or batch or layer normalisation, in every hidden layer. The data are drawn from a fixed seed and
+labelled by a fixed linear teacher, so that there is something to learn and units die as they do in ordinary training.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 LOSS_TOLERANCE = 1e-3
 VALIDATION_STEPS = 5
 
-#: What a hidden layer may have beside its ReLU: dropout behind it, a normalisation in front of it.
+#: What a hidden layer may have beside its activation: dropout behind it, a normalisation in front of it.
 DROPOUT, BATCH_NORM, LAYER_NORM = "dropout", "batch norm", "layer norm"
 DROPOUT_RATE = 0.2
 NORM_EPSILON = 1e-5
+
+
+#: Activations of hidden layers by name, in float64 NumPy: the value, and the derivative as a function of the value.
+ACTIVATIONS = {
+    "relu": (lambda z: np.maximum(z, 0.0), lambda value: value > 0.0),
+    "tanh": (np.tanh, lambda value: 1.0 - value * value),
+}
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,16 @@ class Case:
     n_steps : int
         Batches of different data, so that no step sees data that the step before left in cache.
     goal : float
-        How many times faster than the fastest of PyTorch and JAX the project wants to be on one core. With a layer:
-        how many times the step without it a step may take.
+        How many times faster than `rival` the project wants to be on one core. With a layer: how many times the step
+        without it a step may take.
     layer : str
-        What every hidden layer has beside its ReLU, "" for nothing.
+        What every hidden layer has beside its activation, "" for nothing.
+    activation : str
+        That of every hidden layer: a key of `ACTIVATIONS`.
+    rival : str
+        The peer that `goal` is held against, "" for the fastest of PyTorch and JAX.
+    rate_goal : float
+        The share of the machine's best sgemm rate that the project wants the step to reach on one core, 0 for none.
     """
 
     sizes: tuple[int, ...]
@@ -48,16 +61,20 @@ class Case:
     n_steps: int
     goal: float
     layer: str = ""
+    activation: str = "relu"
+    rival: str = ""
+    rate_goal: float = 0.0
 
     @property
     def name(self) -> str:
-        """The network's widths joined by dashes, with the batch and the layer: ``784-128-10 b64``."""
+        """The widths joined by dashes, with the batch, what is not ReLU, and the layer: ``784-128-10 b64 tanh``."""
         return self.plain_name + (f" {self.layer}" if self.layer else "")
 
     @property
     def plain_name(self) -> str:
         """The name of the case without the layer."""
-        return f"{'-'.join(map(str, self.sizes))} b{self.batch}"
+        activation = "" if self.activation == "relu" else f" {self.activation}"
+        return f"{'-'.join(map(str, self.sizes))} b{self.batch}{activation}"
 
     @property
     def flops(self) -> int:
@@ -84,9 +101,12 @@ CASES = (
     Case((784, 128, 10), 64, 600, 353 / 200),
     Case((784, 256, 10), 64, 400, 605 / 400),
     Case((1024, 1024, 1024, 1024), 256, 24, 29_400 / 28_500),
+    Case((4, 32, 16, 4), 10_000, 24, 3.0, activation="tanh", rival="jax-scan", rate_goal=0.30),
     *(Case((64, 64, 64, 64, 10), 128, 2_000, 1.30, layer) for layer in (DROPOUT, BATCH_NORM, LAYER_NORM)),
     *(Case((784, 256, 10), 64, 400, 1.15, layer) for layer in (DROPOUT, BATCH_NORM, LAYER_NORM)),
 )
+#: Networks of ReLU and nothing beside it.
+RELU_CASES = tuple(case for case in CASES if not case.layer and case.activation == "relu")
 
 
 def initial_parameters(case: Case, seed: int = 0) -> list[np.ndarray]:
@@ -127,6 +147,8 @@ def reference_losses(case: Case, parameters: list[np.ndarray], x: np.ndarray, y:
         rows = slice((step - 1) * case.batch, step * case.batch)
         loss, gradients = _loss_and_gradients(case, trained, x[rows].astype(np.float64), y[rows])
         losses.append(loss)
+        if step == n:
+            break
         for p, g, m, v in zip(trained, gradients, first, second, strict=True):
             m += (1.0 - BETA_1) * (g - m)
             v += (1.0 - BETA_2) * (g * g - v)
@@ -136,11 +158,11 @@ def reference_losses(case: Case, parameters: list[np.ndarray], x: np.ndarray, y:
 
 def reference_log_probabilities(case: Case, parameters: list[np.ndarray], x: np.ndarray) -> np.ndarray:
     """Logarithms of the softmax of a network without other layers (n, n_classes), in float64."""
-    values = x.astype(np.float64)
+    values, (activation, _) = x.astype(np.float64), ACTIVATIONS[case.activation]
     for layer in range(len(case.sizes) - 1):
         values = values @ parameters[2 * layer].astype(np.float64) + parameters[2 * layer + 1]
         if layer < len(case.sizes) - 2:
-            values = np.maximum(values, 0.0)
+            values = activation(values)
     return log_softmax(values)
 
 
@@ -156,6 +178,7 @@ def _loss_and_gradients(
     """The loss of a batch and its gradients, in the order of `trained`."""
     n_layers = len(case.sizes) - 1
     axis = {BATCH_NORM: 0, LAYER_NORM: 1}.get(case.layer)
+    activation, derivative = ACTIVATIONS[case.activation]
     norms = trained[2 * n_layers :]
     inputs, kept = [x], []
     for layer in range(n_layers):
@@ -166,7 +189,7 @@ def _loss_and_gradients(
                 z = (z - z.mean(axis=axis, keepdims=True)) / deviation
                 kept.append((z, deviation))
                 z = norms[2 * layer] * z + norms[2 * layer + 1]
-            z = np.maximum(z, 0.0)
+            z = activation(z)
         inputs.append(z)
     logits = inputs.pop()
     log_probabilities = log_softmax(logits)
@@ -185,5 +208,5 @@ def _loss_and_gradients(
             delta = (delta - delta.mean(axis=axis, keepdims=True) - normal * inner) / deviation
         gradients = [inputs[layer].T @ delta, delta.sum(axis=0), *gradients]
         if layer:
-            delta = (delta @ trained[2 * layer].T) * (inputs[layer] > 0.0)
+            delta = (delta @ trained[2 * layer].T) * derivative(inputs[layer])
     return float(-log_probabilities[each, labels].mean()), gradients + norm_gradients

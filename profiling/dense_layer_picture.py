@@ -62,7 +62,7 @@ def draw(by_threads: Mapping[str, Mapping], path: Path) -> None:
             axes[1].set_title(f"{threads}: engine ÷ sgemm floor")
             axes[2].set_title(f"{threads}: engine against the best other way")
         for axes in rows.ravel():
-            _scales(axes, batches, widths)
+            scales(axes, batches, widths)
         note = (
             "Letters are the engine's choice: A alone, P by rows with partial gradients, W wide layers by columns; "
             "² shared by that many threads. Right: orange, it loses; purple, it is ahead."
@@ -70,12 +70,12 @@ def draw(by_threads: Mapping[str, Mapping], path: Path) -> None:
         figure.supxlabel(note, fontsize=9, color=plotting.INK)
 
 
-def _grid(shapes: Sequence[Mapping], batches: list[int], widths: list[int], value: Callable) -> np.ndarray:
+def grid(shapes: Sequence[Mapping], batches: list[int], widths: list[int], value: Callable) -> np.ndarray:
     """value(shape) for every width (row) and batch (column)."""
-    grid = np.full((len(widths), len(batches)), np.nan)
+    values = np.full((len(widths), len(batches)), np.nan)
     for shape in shapes:
-        grid[widths.index(shape["width"]), batches.index(shape["batch"])] = value(shape)
-    return grid
+        values[widths.index(shape["width"]), batches.index(shape["batch"])] = value(shape)
+    return values
 
 
 def _draw_winners(axes: Axes, shapes: Sequence[Mapping], batches: list[int], widths: list[int]) -> None:
@@ -83,11 +83,11 @@ def _draw_winners(axes: Axes, shapes: Sequence[Mapping], batches: list[int], wid
 
     ways = list(dense_layer.WAYS)
     best = {(s["width"], s["batch"]): min(s["ways"], key=lambda n, s=s: s["ways"][n]["minimum"]) for s in shapes}
-    places = _grid(shapes, batches, widths, lambda s: ways.index(best[s["width"], s["batch"]]))
+    places = grid(shapes, batches, widths, lambda s: ways.index(best[s["width"], s["batch"]]))
     colours = ListedColormap([COLOURS[way] for way in ways])
     axes.imshow(places, cmap=colours, vmin=-0.5, vmax=len(ways) - 0.5, origin="lower", aspect="auto")
     for shape in shapes:
-        at, name = _at(shape, batches, widths), best[shape["width"], shape["batch"]]
+        at, name = place(shape, batches, widths), best[shape["width"], shape["batch"]]
         threads = {1: "", 2: "²", 3: "³"}.get(shape["threads"], f"×{shape['threads']}")
         text = f"{SHORT.get(name, name)}\n{shape['plan'][0].upper()}{threads}"
         colour = plotting.INK if name in LIGHT else "white"
@@ -97,33 +97,35 @@ def _draw_winners(axes: Axes, shapes: Sequence[Mapping], batches: list[int], wid
 def _draw_floor(axes: Axes, shapes: Sequence[Mapping], rate: float, batches: list[int], widths: list[int]) -> None:
     from matplotlib.colors import LogNorm
 
-    ratio = _grid(shapes, batches, widths, lambda s: over_floor(s, rate))
+    ratio = grid(shapes, batches, widths, lambda s: over_floor(s, rate))
     axes.imshow(ratio, cmap="cividis_r", norm=LogNorm(1.0, 100.0), origin="lower", aspect="auto")
     for shape in shapes:
         over = over_floor(shape, rate)
         text = f"{over:.{2 if over < 9.95 else 0}f}×"
         colour = "white" if over > 12 else plotting.INK
-        axes.text(*_at(shape, batches, widths), text, ha="center", va="center", fontsize=8, color=colour)
+        axes.text(*place(shape, batches, widths), text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def _draw_loss(axes: Axes, shapes: Sequence[Mapping], batches: list[int], widths: list[int]) -> None:
     from matplotlib.colors import SymLogNorm
 
-    lost = _grid(shapes, batches, widths, lambda s: 100 * loss(s))
+    lost = grid(shapes, batches, widths, lambda s: 100 * loss(s))
     norm = SymLogNorm(10.0, vmin=-200.0, vmax=200.0)
     axes.imshow(lost, cmap="PuOr_r", norm=norm, origin="lower", aspect="auto")
     for shape in shapes:
         percent, name = 100 * loss(shape), fastest(shape)
         text = f"{percent:+.0f} %\n{SHORT.get(name, name)}"
         colour = "white" if abs(percent) > 28 else plotting.INK
-        axes.text(*_at(shape, batches, widths), text, ha="center", va="center", fontsize=7.5, color=colour)
+        axes.text(*place(shape, batches, widths), text, ha="center", va="center", fontsize=7.5, color=colour)
 
 
-def _at(shape: Mapping, batches: list[int], widths: list[int]) -> tuple[int, int]:
+def place(shape: Mapping, batches: list[int], widths: list[int]) -> tuple[int, int]:
+    """Column and row of a shape."""
     return batches.index(shape["batch"]), widths.index(shape["width"])
 
 
-def _scales(axes: Axes, batches: list[int], widths: list[int]) -> None:
+def scales(axes: Axes, batches: list[int], widths: list[int]) -> None:
+    """Batches below, widths at the side, no lines."""
     axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
     axes.set_yticks(range(len(widths)), [f"{width:,}" for width in widths])
     axes.set(xlabel="batch", ylabel="width")

@@ -37,10 +37,10 @@ from profiling import question
 from profiling.cases import (
     BETA_1,
     BETA_2,
-    CASES,
     EPSILON,
     LEARNING_RATE,
     LOSS_TOLERANCE,
+    RELU_CASES,
     Case,
     initial_parameters,
     reference_losses,
@@ -48,7 +48,7 @@ from profiling.cases import (
 )
 from profiling.peers.worker import environment
 
-PLAIN = [case for case in CASES if not case.layer]
+PLAIN = RELU_CASES
 #: Networks whose memory is watched over steps, with the steps between two looks.
 WATCHED = ((PLAIN[0], 20_000), (PLAIN[2], 400), (PLAIN[4], 100))
 N_LOOKS, QUICK_LOOKS = 30, 6

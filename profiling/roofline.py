@@ -32,8 +32,8 @@ from nbbp.cpu.engine import aligned
 from nbbp.session import Session
 from profiling import machine, op_costs, question, roofline_picture, single_ops
 from profiling.cases import (
-    CASES,
     LOSS_TOLERANCE,
+    RELU_CASES,
     VALIDATION_STEPS,
     Case,
     initial_parameters,
@@ -42,7 +42,7 @@ from profiling.cases import (
 )
 from profiling.roofline_picture import floor, furthest
 
-NETWORKS = tuple(case for case in CASES if not case.layer)
+NETWORKS = RELU_CASES
 QUICK = (1, 3)
 #: Seconds that can be told from none.
 CLOCK = 1e-9

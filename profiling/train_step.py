@@ -5,7 +5,8 @@
     python profiling/train_step.py --rows 1 4 --threads 1 --peers nbbp jax-scan
 
 A step is one as inside training: forward, loss, backward and Adam, ReLU, crossentropy, float32, every batch
-fresh data; two of the networks also with dropout, batch and layer normalisation. nbbp is timed through ``fit``,
+fresh data; a small network also with tanh over 10,000 samples at once, and two of the others also with dropout, batch
+and layer normalisation. nbbp is timed through ``fit``,
 with its checks, shuffle and gather; the others are given their batches cut and converted beforehand. Whichever library
 is not installed is left out. Each runs in processes of its own with the threads and cores set; before it is timed, its
 losses over the first steps must agree with a float64 reference, from the same initial weights and on the same batches
@@ -72,16 +73,14 @@ def validate(case: Case, worker: Worker, reference: list[float]) -> None:
         raise PeerError(f"{worker.peer}: losses {losses} on {case.name}; the reference has {reference}")
 
 
-def steps_within(worker: Worker, case: Case, seconds: float) -> int:
-    """How many steps the peer makes in about `seconds`, at least 4 and at most as many as there are
-    batches.
-    """
-    n = min(case.n_steps, 4)
+def steps_within(worker: Worker, case: Case, seconds: float, least: int = 4) -> int:
+    """How many steps the peer makes in about `seconds`, from `least` to as many as there are batches."""
+    n = min(case.n_steps, least)
     while True:
         worker("compile", n)
         elapsed = worker("run", n)
         if n == case.n_steps or elapsed >= 0.2 * seconds:
-            return max(4, min(case.n_steps, int(n * seconds / elapsed)))
+            return min(case.n_steps, max(least, int(n * seconds / elapsed)))
         n = min(case.n_steps, max(4 * n, int(0.4 * n * seconds / elapsed)))
 
 

@@ -30,8 +30,8 @@ from nbbp.profiler import OpTime, grouped
 from nbbp.program import Program
 from profiling import question
 from profiling.cases import (
-    CASES,
     LOSS_TOLERANCE,
+    RELU_CASES,
     VALIDATION_STEPS,
     Case,
     initial_parameters,
@@ -41,7 +41,7 @@ from profiling.cases import (
 from profiling.peers.nbbp_peer import Nbbp
 
 #: Of the shapes that the peers are timed on, those without a layer of another kind; one of two that look alike.
-SHAPES = tuple(case for case in CASES if not case.layer and case.sizes != (784, 256, 10))
+SHAPES = tuple(case for case in RELU_CASES if case.sizes != (784, 256, 10))
 #: Seconds of one profile, shorter than the turns that a busy machine gives; and of all of a shape, as long without.
 PROFILE, SECONDS = 0.004, 3.0
 #: Ops that the table names for each shape.

@@ -15,6 +15,7 @@ from profiling.peers import PEERS
 from profiling.peers.worker import PeerError, Worker
 
 SMALL = Case((3, 5, 2), 4, 8, 1.0)
+TANH = Case((3, 7, 5, 4), 8, 6, 1.0, activation="tanh")
 
 
 def results(peers=("nbbp", "pytorch"), threads=("1", "2")):
@@ -55,6 +56,14 @@ def test_data_and_parameters_are_the_same_in_every_process():
     assert set(y) == {0, 1}
 
 
+def test_a_case_is_named_by_all_that_it_is():
+    assert SMALL.name == SMALL.plain_name == "3-5-2 b4"
+    assert TANH.name == "3-7-5-4 b8 tanh"
+    layered = Case((3, 5, 2), 4, 8, 1.0, cases.LAYER_NORM, "tanh")
+    assert (layered.plain_name, layered.name) == ("3-5-2 b4 tanh", "3-5-2 b4 tanh layer norm")
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
 def test_reference_learns():
     losses = reference_losses(SMALL, initial_parameters(SMALL), *training_data(SMALL, 400), 400)
     assert np.mean(losses[-50:]) < 0.9 * np.mean(losses[:50])
@@ -79,16 +88,34 @@ def test_reference_agrees_with_pytorch():
     )
 
 
+def peer_of(name):
+    module, class_name = PEERS[name]
+    try:
+        return getattr(importlib.import_module(module), class_name)(1)
+    except ImportError:
+        pytest.skip(f"{name} is not installed")
+
+
+@pytest.mark.parametrize("peer", ["nbbp", "numpy", "pytorch", "scikit-learn"])
+def test_reference_with_tanh_agrees_with_peers(peer, monkeypatch):
+    monkeypatch.setattr(engine, "_n_threads", None)
+    data = initial_parameters(TANH), *training_data(TANH)
+    served = peer_of(peer)
+    served.load(TANH, *data)
+    losses = served.losses(6)
+    np.testing.assert_allclose(losses, reference_losses(TANH, *data, 6), rtol=1e-5)
+    log_probabilities = cases.reference_log_probabilities(TANH, data[0], data[1][:8])
+    np.testing.assert_allclose(-log_probabilities[np.arange(8), data[2][:8]].mean(), losses[0], rtol=1e-5)
+    assert served.run(3) > 0.0
+
+
 @pytest.mark.parametrize("layer", [cases.DROPOUT, cases.BATCH_NORM, cases.LAYER_NORM])
 @pytest.mark.parametrize("peer", ["nbbp", "pytorch"])
 def test_reference_with_layers_agrees_with_peers(peer, layer, monkeypatch):
     monkeypatch.setattr(engine, "_n_threads", None)
-    if peer == "pytorch":
-        pytest.importorskip("torch")
-    module, name = PEERS[peer]
     case = Case((3, 7, 5, 2), 8, 6, 1.0, layer)
     data = initial_parameters(case), *training_data(case)
-    served = getattr(importlib.import_module(module), name)(1)
+    served = peer_of(peer)
     served.load(case, *data)
     np.testing.assert_allclose(served.losses(6), reference_losses(case, *data, 6), rtol=1e-5)
     assert served.run(3) > 0.0
@@ -131,6 +158,25 @@ def test_tables_hold_the_figures(tmp_path):
     assert all(file.stat().st_size for file in files)
 
 
+def test_a_row_with_two_goals_has_two_verdicts():
+    case = next(case for case in CASES if case.rate_goal)
+    assert case.name == "4-32-16-4 b10000 tanh"
+    floor = case.flops / 100e3  # µs at 100 GFLOP/s
+    times = {"nbbp": floor / 0.295, "pytorch": floor, "jax-scan": 3.5 * floor / 0.295}
+    measured = {peer: {"minimum": time, "median": time} for peer, time in times.items()}
+    threads = {"1": {"sgemm": {"SciPy": 100.0}, "rows": {case.name: measured}}}
+    assert report.goals({"threads": threads}) == [
+        f"{case.name}: 3.50 times as fast as jax-scan; wanted 3.00: reached",
+        f"{case.name}: 29.5 % of the best sgemm rate in its matrix products; wanted 30 %: missed",
+    ]
+    measured["nbbp"]["minimum"], measured["jax-scan"] = floor / 0.31, measured["nbbp"]
+    missed, reached = report.goals({"threads": threads})
+    assert missed.endswith("1.00 times as fast as jax-scan; wanted 3.00: missed")
+    assert reached.endswith("31.0 % of the best sgemm rate in its matrix products; wanted 30 %: reached")
+    del measured["jax-scan"]
+    assert report.goals({"threads": threads}) == [reached]
+
+
 def test_a_busy_second_core_is_reported():
     assert "2 threads: the cores were not free" in report.text(results())
     free = results()
@@ -161,7 +207,7 @@ def test_microseconds_have_three_digits(value, expected):
     assert report.microseconds(value) == expected
 
 
-@pytest.mark.parametrize("arguments", [["--rows", "13"], ["--peers", "abacus"], ["--threads", "0"]])
+@pytest.mark.parametrize("arguments", [["--rows", str(len(CASES) + 1)], ["--peers", "abacus"], ["--threads", "0"]])
 def test_wrong_arguments_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         train_step.parse(arguments)
@@ -197,8 +243,22 @@ def test_every_installed_peer_passes_validation(peer, tmp_path):
     with Worker(peer, 1) as worker:
         if worker("start") is None:
             pytest.skip(f"{peer} is not installed")
-        row = train_step.time_case(SMALL, {peer: worker}, tmp_path, repeats=1, seconds=0.001)
-    assert row[peer]["minimum"] > 0
+        for case in (SMALL, TANH):
+            row = train_step.time_case(case, {peer: worker}, tmp_path, repeats=1, seconds=0.001)
+            assert row[peer]["minimum"] > 0
+
+
+@pytest.mark.slow
+def test_losses_of_the_scan_that_is_timed_are_those_of_one_compiled_for_them(tmp_path):
+    train_step.save_case(tmp_path / "case.npz", initial_parameters(TANH), *training_data(TANH))
+    with Worker("jax-scan", 1) as worker:
+        if worker("start") is None:
+            pytest.skip("JAX is not installed")
+        worker.load(TANH, tmp_path / "case.npz")
+        alone = worker("losses", 3)
+        worker("compile", 6)
+        worker("run", 6)
+        assert worker("losses", 3) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -27,38 +27,38 @@ from profiling.cases import (
 )
 
 
-def _hidden(layer: str, z: jax.Array, norms: list[jax.Array], key: jax.Array | None) -> jax.Array:
+def _hidden(case: Case, z: jax.Array, norms: list[jax.Array], key: jax.Array | None) -> jax.Array:
     """A hidden layer behind its linear part; without a key, dropout lets everything pass."""
-    axis = {BATCH_NORM: 0, LAYER_NORM: 1}.get(layer)
+    axis = {BATCH_NORM: 0, LAYER_NORM: 1}.get(case.layer)
     if axis is not None:
         mean, variance = z.mean(axis, keepdims=True), z.var(axis, keepdims=True)
         z = norms[0] * (z - mean) * jax.lax.rsqrt(variance + NORM_EPSILON) + norms[1]
-    z = jax.nn.relu(z)
-    if layer == DROPOUT and key is not None:
+    z = {"relu": jax.nn.relu, "tanh": jnp.tanh}[case.activation](z)
+    if case.layer == DROPOUT and key is not None:
         z = jnp.where(jax.random.bernoulli(key, 1.0 - DROPOUT_RATE, z.shape), z / (1.0 - DROPOUT_RATE), 0.0)
     return z
 
 
-def _logits(parameters: list[jax.Array], x: jax.Array, layer: str = "", key: jax.Array | None = None) -> jax.Array:
+def _logits(parameters: list[jax.Array], x: jax.Array, case: Case, key: jax.Array | None = None) -> jax.Array:
     weights = next((i for i, p in enumerate(parameters) if i % 2 == 0 and p.ndim == 1), len(parameters))
     keys = [None] * weights if key is None else jax.random.split(key, weights)
     for i in range(0, weights, 2):
         x = x @ parameters[i] + parameters[i + 1]
         if i < weights - 2:
-            x = _hidden(layer, x, parameters[weights + i : weights + i + 2], keys[i])
+            x = _hidden(case, x, parameters[weights + i : weights + i + 2], keys[i])
     return x
 
 
-def _loss(parameters: list[jax.Array], x: jax.Array, y: jax.Array, layer: str, key: jax.Array | None) -> jax.Array:
-    log_probabilities = jax.nn.log_softmax(_logits(parameters, x, layer, key))
+def _loss(parameters: list[jax.Array], x: jax.Array, y: jax.Array, case: Case, key: jax.Array | None) -> jax.Array:
+    log_probabilities = jax.nn.log_softmax(_logits(parameters, x, case, key))
     return -jnp.mean(jnp.take_along_axis(log_probabilities, y[:, None], axis=1))
 
 
-def _step(state: tuple, batch: tuple[jax.Array, jax.Array], layer: str, drops: bool) -> tuple[tuple, jax.Array]:
+def _step(state: tuple, batch: tuple[jax.Array, jax.Array], case: Case, drops: bool) -> tuple[tuple, jax.Array]:
     """One Adam step: ``(parameters, first, second, step), (x, y) -> state, loss``."""
     parameters, first, second, step = state
     key = jax.random.fold_in(jax.random.key(0), step) if drops else None
-    loss, gradients = jax.value_and_grad(_loss)(parameters, *batch, layer, key)
+    loss, gradients = jax.value_and_grad(_loss)(parameters, *batch, case, key)
     step = step + 1
     correction_1 = 1.0 - BETA_1 ** step.astype(jnp.float32)
     correction_2 = 1.0 - BETA_2 ** step.astype(jnp.float32)
@@ -100,13 +100,14 @@ class JaxJit:
         parameters = [jnp.array(p) for p in self.initial]
         if self.case.layer in (BATCH_NORM, LAYER_NORM):  # gains and shifts lie behind the weights
             parameters += [filled(width) for width in self.case.sizes[1:-1] for filled in (jnp.ones, jnp.zeros)]
-        zeros = ([jnp.zeros(p.shape, jnp.float32) for p in parameters] for _ in range(2))
-        return parameters, *zeros, jnp.zeros((), jnp.int32)
+        # zeros from NumPy: JAX would compile a program for each shape
+        zeros = ([jnp.array(np.zeros(p.shape, np.float32)) for p in parameters] for _ in range(2))
+        return parameters, *zeros, jnp.array(np.zeros((), np.int32))
 
     def losses(self, n: int) -> list[float]:
         state, losses = self._start(), []
         for i in range(n):
-            state, loss = _jitted_step(state, (self.x[i], self.y[i]), self.case.layer, False)
+            state, loss = _jitted_step(state, (self.x[i], self.y[i]), self.case, False)
             losses.append(float(loss))
         return losses
 
@@ -119,31 +120,38 @@ class JaxJit:
     def run(self, n_steps: int) -> float:
         begin = time.perf_counter()
         for batch in self.batches[:n_steps]:
-            self.state, _ = _jitted_step(self.state, batch, self.case.layer, self._drops)
+            self.state, _ = _jitted_step(self.state, batch, self.case, self._drops)
         jax.block_until_ready(self.state)
         return time.perf_counter() - begin
 
     def outputs(self, n: int) -> list[list[float]]:
-        return _jitted_logits(self._start()[0], self.x.reshape(-1, self.case.sizes[0])[:n]).tolist()
+        return _jitted_logits(self._start()[0], self.x.reshape(-1, self.case.sizes[0])[:n], self.case).tolist()
 
     def infer(self, batch: int, n_calls: int) -> float:
         parameters, x = self.state[0], jax.device_put(self.x.reshape(-1, self.case.sizes[0])[:batch])
-        _jitted_logits(parameters, x).block_until_ready()
+        _jitted_logits(parameters, x, self.case).block_until_ready()
         begin = time.perf_counter()
         for _ in range(n_calls):
-            _jitted_logits(parameters, x).block_until_ready()
+            _jitted_logits(parameters, x, self.case).block_until_ready()
         return time.perf_counter() - begin
 
 
 class JaxScan(JaxJit):
     """All steps in one compiled ``lax.scan``."""
 
+    def load(self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
+        super().load(case, parameters, x, y)
+        self.scan, self.batches = None, (self.x[:0], self.y[:0])
+
     def losses(self, n: int) -> list[float]:
-        _, losses = jax.jit(partial(self._scan, drops=False))(self._start(), (self.x[:n], self.y[:n]))
-        return [float(loss) for loss in losses]
+        """Losses of `n` steps: the first of the scan that is timed, if it is compiled already and drops nothing."""
+        scan, batches = self.scan, self.batches
+        if len(batches[1]) < n or self._drops:
+            scan, batches = jax.jit(partial(self._scan, drops=False)), (self.x[:n], self.y[:n])
+        return np.asarray(scan(self._start(), batches)[1])[:n].tolist()
 
     def _scan(self, state: tuple, batches: tuple[jax.Array, jax.Array], drops: bool) -> tuple[tuple, jax.Array]:
-        return jax.lax.scan(partial(_step, layer=self.case.layer, drops=drops), state, batches)
+        return jax.lax.scan(partial(_step, case=self.case, drops=drops), state, batches)
 
     def compile(self, n_steps: int) -> None:
         self.batches = jax.device_put(self.x[:n_steps]), jax.device_put(self.y[:n_steps])

@@ -37,18 +37,18 @@ class Nbbp:
         self._start()
 
     @staticmethod
-    def _hidden(layer: str, n: int, rate: float) -> list[nbbp.layers.Layer]:
+    def _hidden(case: Case, n: int, rate: float) -> list[nbbp.layers.Layer]:
         """A hidden layer of `n` units."""
-        if layer == DROPOUT:
-            return [nbbp.Dense(n, activation="relu"), nbbp.Dropout(rate)]
-        if layer in (BATCH_NORM, LAYER_NORM):
-            norm = (nbbp.BatchNorm if layer == BATCH_NORM else nbbp.LayerNorm)(eps=NORM_EPSILON)
-            return [nbbp.Dense(n), norm, nbbp.Activation("relu")]
-        return [nbbp.Dense(n, activation="relu")]
+        if case.layer == DROPOUT:
+            return [nbbp.Dense(n, activation=case.activation), nbbp.Dropout(rate)]
+        if case.layer in (BATCH_NORM, LAYER_NORM):
+            norm = (nbbp.BatchNorm if case.layer == BATCH_NORM else nbbp.LayerNorm)(eps=NORM_EPSILON)
+            return [nbbp.Dense(n), norm, nbbp.Activation(case.activation)]
+        return [nbbp.Dense(n, activation=case.activation)]
 
     def _start(self, rate: float = DROPOUT_RATE) -> None:
         *hidden, n_out = self.case.sizes[1:]
-        layers = [layer for n in hidden for layer in self._hidden(self.case.layer, n, rate)] + [nbbp.Dense(n_out)]
+        layers = [layer for n in hidden for layer in self._hidden(self.case, n, rate)] + [nbbp.Dense(n_out)]
         self.model = nbbp.Model(
             nbbp.Sequential(layers, n_in=self.case.sizes[0]),
             loss="crossentropy",

@@ -8,6 +8,10 @@ import numpy as np
 
 from profiling.cases import BETA_1, BETA_2, EPSILON, LEARNING_RATE, Case
 
+#: Activations in place, and their derivatives as functions of the value.
+_ACTIVATE = {"relu": lambda z: np.maximum(z, 0, out=z), "tanh": lambda z: np.tanh(z, out=z)}
+_DERIVATIVE = {"relu": lambda value: value > 0, "tanh": lambda value: 1 - value * value}
+
 
 class NumPy:
     """Forward, softmax crossentropy, backward and Adam in float32; products by the BLAS that NumPy was built with."""
@@ -44,7 +48,7 @@ class NumPy:
             z = values[-1] @ self.parameters[i]
             z += self.parameters[i + 1]
             if i < len(self.parameters) - 2:
-                np.maximum(z, 0, out=z)
+                _ACTIVATE[self.case.activation](z)
             values.append(z)
         return values
 
@@ -63,7 +67,7 @@ class NumPy:
             np.sum(delta, axis=0, out=self.gradients[2 * layer + 1])
             if layer:
                 delta = delta @ self.parameters[2 * layer].T
-                delta *= inputs[layer] > 0
+                delta *= _DERIVATIVE[self.case.activation](inputs[layer])
         self._update()
         return loss
 

@@ -24,7 +24,7 @@ from profiling.cases import (
 
 
 class PyTorch:
-    """``torch.nn.Sequential`` of Linear and ReLU, ``cross_entropy``, ``Adam(fused=True)``."""
+    """``torch.nn.Sequential`` of Linear and the activation, ``cross_entropy``, ``Adam(fused=True)``."""
 
     def __init__(self, n_threads: int) -> None:
         torch.set_num_threads(n_threads)
@@ -39,12 +39,13 @@ class PyTorch:
         self._start()
 
     @staticmethod
-    def _hidden(layer: str, linear: torch.nn.Linear, rate: float) -> list[torch.nn.Module]:
+    def _hidden(case: Case, linear: torch.nn.Linear, rate: float) -> list[torch.nn.Module]:
         """A hidden layer behind its linear part."""
-        if layer == DROPOUT:
-            return [linear, torch.nn.ReLU(), torch.nn.Dropout(rate)]
-        norm = {BATCH_NORM: torch.nn.BatchNorm1d, LAYER_NORM: torch.nn.LayerNorm}.get(layer)
-        return [linear, *([norm(linear.out_features, eps=NORM_EPSILON)] if norm else []), torch.nn.ReLU()]
+        activation = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}[case.activation]()
+        if case.layer == DROPOUT:
+            return [linear, activation, torch.nn.Dropout(rate)]
+        norm = {BATCH_NORM: torch.nn.BatchNorm1d, LAYER_NORM: torch.nn.LayerNorm}.get(case.layer)
+        return [linear, *([norm(linear.out_features, eps=NORM_EPSILON)] if norm else []), activation]
 
     def _start(self, rate: float = DROPOUT_RATE) -> None:
         layers: list[torch.nn.Module] = []
@@ -54,7 +55,7 @@ class PyTorch:
                 linear.weight.copy_(torch.from_numpy(self.initial[2 * i].T.copy()))
                 linear.bias.copy_(torch.from_numpy(self.initial[2 * i + 1]))
             is_last = i == len(self.case.sizes) - 2
-            layers += [linear] if is_last else self._hidden(self.case.layer, linear, rate)
+            layers += [linear] if is_last else self._hidden(self.case, linear, rate)
         self.model = torch.nn.Sequential(*layers)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=LEARNING_RATE, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True

@@ -31,7 +31,7 @@ class ScikitLearn:
     def _start(self) -> None:
         self.model = MLPClassifier(
             hidden_layer_sizes=self.case.sizes[1:-1],
-            activation="relu",
+            activation=self.case.activation,
             solver="adam",
             alpha=0.0,
             batch_size=self.case.batch,

@@ -31,7 +31,8 @@ class TensorFlow:
 
     def _start(self) -> None:
         *hidden, n_out = self.case.sizes[1:]
-        layers = [tf.keras.layers.Dense(n, activation="relu") for n in hidden] + [tf.keras.layers.Dense(n_out)]
+        layers = [tf.keras.layers.Dense(n, activation=self.case.activation) for n in hidden]
+        layers += [tf.keras.layers.Dense(n_out)]
         self.model = tf.keras.Sequential([tf.keras.Input((self.case.sizes[0],)), *layers])
         self.model.set_weights(self.initial)
         optimizer = tf.keras.optimizers.Adam(LEARNING_RATE, beta_1=BETA_1, beta_2=BETA_2, epsilon=EPSILON)
