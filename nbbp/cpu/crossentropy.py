@@ -14,7 +14,7 @@ from nbbp import ops
 from nbbp.compiling import FASTMATH, jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
-from nbbp.cpu.rows import rows_of_batch
+from nbbp.cpu.rows import rows_ahead, rows_of_batch
 from nbbp.scalars.functions import exp, log
 
 #: Rows that go through the passes of `crossentropy` together.
@@ -80,7 +80,8 @@ def _few_classes(op, step, row_start, row_stop, zero, scratch):
     smoothing, scale = settings[0], settings[1]
     kept, even = one - smoothing, smoothing / type(zero)(n)
     per_row = scale / type(zero)(rows_of_batch(op, step) if settings[2] != 0 else 1)
-    n_prefetched = op[ops.N_SAMPLES] - start - op[ops.BATCH] if op[ops.ORDER] != 0 else 0
+    ahead = rows_ahead(op)
+    n_prefetched = op[ops.N_SAMPLES] - start - ahead if op[ops.ORDER] != 0 else 0
     values = simd.advance(simd.pointer(op[ops.ROW_VALUES], float64(0)), start)
     order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), start)
     labels, targets = simd.pointer(op[ops.TARGET], int64(0)), simd.pointer(op[ops.TARGET], zero)
@@ -112,7 +113,7 @@ def _few_classes(op, step, row_start, row_stop, zero, scratch):
                 d_row[j] = columns[j * _BLOCK + r] * share - even_part
             if op[ops.TARGET_IS_LABELS]:
                 if first + r < n_prefetched:
-                    simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
+                    simd.prefetch(simd.advance(labels, order[ahead + first + r]), 1)
                 label = labels[source]
                 of_target = float64(_rounded(kept, row[label] - largest[r]))
                 d_row[label] -= part
@@ -144,8 +145,9 @@ def crossentropy(zero, variant):
         order = simd.advance(simd.pointer(op[ops.ORDER], int64(0)), step * op[ops.BATCH])
         n, stride = op[ops.N_OUT], op[ops.Y_STRIDE]
         batch = rows_of_batch(op, step)
-        # rows whose successor in the next batch has a label anywhere in memory
-        n_prefetched = op[ops.N_SAMPLES] - (step + 1) * op[ops.BATCH] if op[ops.ORDER] != 0 else 0
+        # rows `ahead` of which there is one that has a label anywhere in memory
+        ahead = rows_ahead(op)
+        n_prefetched = op[ops.N_SAMPLES] - step * op[ops.BATCH] - ahead if op[ops.ORDER] != 0 else 0
         one = type(zero)(1)  # zero + 1 would be a float64
         kept, even = one - smoothing, smoothing / type(zero)(n)
         per_row = scale / type(zero)(batch if is_mean else 1)
@@ -192,7 +194,7 @@ def crossentropy(zero, variant):
                 if op[ops.TARGET_IS_LABELS]:
                     labels = simd.pointer(op[ops.TARGET], int64(0))
                     if first + r < n_prefetched:
-                        simd.prefetch(simd.advance(labels, order[op[ops.BATCH] + first + r]), 1)
+                        simd.prefetch(simd.advance(labels, order[ahead + first + r]), 1)
                     label = labels[source]
                     of_target = float64(_rounded(kept, row[label] - largest))
                     d_row[label] -= part

@@ -15,7 +15,7 @@ from nbbp import ops
 from nbbp.compiling import FASTMATH
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
-from nbbp.cpu.rows import rows_of_batch
+from nbbp.cpu.rows import rows_ahead, rows_of_batch
 from nbbp.scalars.losses import LOSSES, loss_derivative, loss_value
 
 _BINARY = LOSSES["binary_crossentropy"].code
@@ -42,12 +42,13 @@ def loss(zero, variant):
         n, first = op[ops.N_OUT], step * op[ops.BATCH]
         batch = rows_of_batch(op, step)
         per_row = float64(scale) / (n if is_mean else 1)
-        # rows whose successor in the next batch has a target anywhere in memory
-        n_prefetched = op[ops.N_SAMPLES] - op[ops.BATCH] if op[ops.ORDER] != 0 else 0
+        # rows `ahead` of which there is one that has a target anywhere in memory
+        ahead = rows_ahead(op)
+        n_prefetched = op[ops.N_SAMPLES] - ahead if op[ops.ORDER] != 0 else 0
         for r in range(row_start, row_stop):
             source = order[first + r] if op[ops.ORDER] != 0 else first + r
             if first + r < n_prefetched:
-                following = order[first + op[ops.BATCH] + r] * op[ops.TARGET_STRIDE]
+                following = order[first + ahead + r] * op[ops.TARGET_STRIDE]
                 simd.prefetch(simd.advance(simd.pointer(op[ops.TARGET], zero), following), n)
             x = simd.advance(simd.pointer(op[ops.X], zero), r * op[ops.X_STRIDE])
             target = simd.advance(simd.pointer(op[ops.TARGET], zero), source * op[ops.TARGET_STRIDE])

@@ -10,6 +10,9 @@ from nbbp.compiling import jit
 from nbbp.cpu import simd
 from nbbp.cpu.kernels import kernel
 
+#: Rows that what comes next is asked for ahead, at most.
+_MOST_AHEAD = 256
+
 
 @jit()
 def rows_of_batch(op, step):
@@ -17,11 +20,19 @@ def rows_of_batch(op, step):
     return min(op[ops.BATCH], op[ops.N_SAMPLES] - step * op[ops.BATCH])
 
 
+@jit()
+def rows_ahead(op):
+    """How many rows ahead data are asked for: those of the next batch, or of the same where it is long, for what was
+    asked for must not have left the caches when its turn comes.
+    """
+    return min(op[ops.BATCH], _MOST_AHEAD)
+
+
 @kernel("gather")
 def gather(zero, variant):
     """Y[r, :] = X[order[r], :]; X (n, N_OUT), Y (batch, N_OUT). Writes Y.
 
-    Asks for the next batch's rows meanwhile: they lie anywhere in memory, but their numbers are known.
+    Asks for rows to come meanwhile: they lie anywhere in memory, but their numbers are known.
     """
 
     def gather(op, step, row_start, row_stop, column_start, column_stop, scratch):
@@ -31,11 +42,12 @@ def gather(zero, variant):
         first = step * op[ops.BATCH]
         has_order = op[ops.ORDER] != 0
         width = op[ops.N_OUT]
-        last = op[ops.N_SAMPLES] - op[ops.BATCH] if has_order else 0
+        ahead = rows_ahead(op)
+        last = op[ops.N_SAMPLES] - ahead if has_order else 0
         for r in range(row_start, row_stop):
             source = order[first + r] if has_order else first + r
             if first + r < last:
-                simd.prefetch(simd.advance(x, order[first + op[ops.BATCH] + r] * op[ops.X_STRIDE]), width)
+                simd.prefetch(simd.advance(x, order[first + ahead + r] * op[ops.X_STRIDE]), width)
             simd.copy(simd.advance(y, r * op[ops.Y_STRIDE]), simd.advance(x, source * op[ops.X_STRIDE]), width)
 
     return gather
