@@ -27,6 +27,5 @@ QUESTIONS = (
     Question("memory", 1),
     Question("where_time_goes", 1),
     Question("callbacks", 1),
-    Question("shapes", None),
     Question("peers", None),
 )

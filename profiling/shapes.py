@@ -1,6 +1,6 @@
 """Is there a shape of network and batch on which another library is faster?
 
-    python profiling/shapes.py [--quick] [--output FOLDER]
+    python profiling/shapes.py [--quick] [--output FOLDER]        some five minutes on two cores; quick: seconds
 
 Networks of two dense layers, width-width-width (of two classes where the width is 1), over width and batch 1 … 4096:
 forward, loss, backward and Adam, ReLU, crossentropy, float32, every batch fresh data. They are trained by nbbp (through
@@ -43,7 +43,7 @@ WIDTHS = BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 QUICK_WIDTHS, QUICK_BATCHES = (4, 64), (1, 64)
 #: Seconds of one run, and of all runs of a shape; turns that there are in any case.
 RUN, SECONDS, QUICK_SECONDS, LEAST_TURNS = 0.04, 0.6, 0.2, 3
-#: Seconds of a step from which on a shape is left out, and on one thread, up to which it is on several.
+#: Seconds of a step: shapes that take longer are left out, and on several threads those that take less on one.
 LIMIT, SHORT = 2.0, 50e-6
 TOO_LONG, TOO_SHORT = "too long", "too short"
 #: Numbers that the data of a run may have: more than a core's L2 cache holds.
@@ -116,10 +116,10 @@ def time_runs(workers: Mapping[str, Worker], steps: Mapping[str, int], seconds: 
 
 def expected_seconds(timed: Sequence[Mapping], width: int, batch: int) -> float:
     """Seconds of nbbp's step: a straight line through the last two batches of that width, 0 while there are none."""
-    narrower = [shape for shape in timed if shape["width"] == width][-2:]
-    if len(narrower) < 2:
+    smaller = [shape for shape in timed if shape["width"] == width][-2:]
+    if len(smaller) < 2:
         return 0.0
-    (b1, t1), (b2, t2) = ((shape["batch"], shape["peers"]["nbbp"]["minimum"]) for shape in narrower)
+    (b1, t1), (b2, t2) = ((shape["batch"], shape["peers"]["nbbp"]["minimum"]) for shape in smaller)
     return t2 + (t2 - t1) * (batch - b2) / (b2 - b1)
 
 
@@ -289,5 +289,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    question.hold_threads(__file__)
     raise SystemExit(main())
