@@ -51,7 +51,8 @@ def ptx_of(name: str, dtype: str, variant: Any, cc: tuple[int, int]) -> str:
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)  # there may be none
     try:
         function = kernels.function(name, dtype, variant)
-        return cuda.compile_ptx(function, kernels.signature(name, dtype).args, cc=cc)[0]
+        bounds = kernels.bounds(name, dtype, variant)
+        return cuda.compile_ptx(function, kernels.signature(name, dtype).args, cc=cc, launch_bounds=bounds)[0]
     finally:
         dispatcher.get_current_device = present
 

@@ -75,11 +75,16 @@ _MODULES = (
 
 @dataclass(frozen=True)
 class Factory:
-    """How a kernel is made: ``make(number, variant)``, the kinds of its arguments, and the variants there are."""
+    """How a kernel is made: ``make(number, variant)``, the kinds of its arguments, and the variants there are.
+
+    `bounds`, where it is given, says by ``bounds(dtype, variant)`` how many threads a block has at most and how many
+    blocks a multiprocessor should hold, to which the compiler limits a thread's registers; None for no such wish.
+    """
 
     make: Callable
     kinds: tuple[str, ...]
     variants: tuple
+    bounds: Callable | None = None
 
 
 _factories: dict[str, Factory] = {}
@@ -87,11 +92,11 @@ _compiled: dict[tuple[str, str, Any], Any] = {}
 _making = threading.RLock()
 
 
-def kernel(*kinds: str, variants: tuple = (0,)) -> Callable:
+def kernel(*kinds: str, variants: tuple = (0,), bounds: Callable | None = None) -> Callable:
     """Register a factory under its name; `kinds` are those of the kernel's arguments, in order."""
 
     def register(make: Callable) -> Callable:
-        _factories[make.__name__] = Factory(make, kinds, variants)
+        _factories[make.__name__] = Factory(make, kinds, variants, bounds)
         return make
 
     return register
@@ -140,9 +145,9 @@ def _stamp() -> str:
 
 def _dispatcher(name: str, dtype: Any, variant: Any) -> Any:
     """The kernel, compiled or from the cache on disk, whose key holds every file that it comes from."""
-    dispatcher = cuda.jit(function(name, dtype, variant))
     if SIMULATED:
-        return dispatcher
+        return cuda.jit(function(name, dtype, variant))
+    dispatcher = cuda.jit(function(name, dtype, variant), launch_bounds=bounds(name, dtype, variant))
     if not isinstance(variant, UserFunction):  # Numba's cache cannot know what another function does
         with contextlib.suppress(RuntimeError, OSError):  # where no folder takes the cache
             dispatcher.enable_caching()
@@ -157,6 +162,12 @@ def _dispatcher(name: str, dtype: Any, variant: Any) -> Any:
 def function(name: str, dtype: Any, variant: Any) -> Callable:
     """The kernel as plain Python."""
     return _factories[name].make(np.dtype(dtype).type, variant)
+
+
+def bounds(name: str, dtype: Any, variant: Any) -> tuple[int, int] | None:
+    """Threads of a block and blocks of a multiprocessor that the kernel is compiled for, if it has such wishes."""
+    found = _factories[name].bounds
+    return None if found is None else found(np.dtype(dtype), variant)
 
 
 def signature(name: str, dtype: Any) -> Any:

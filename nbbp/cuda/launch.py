@@ -16,6 +16,8 @@ from numba import cuda
 from nbbp import ops
 from nbbp.cuda import kernels
 from nbbp.cuda.kernels import COLUMN_LANES, COLUMNS, MOST_BLOCKS, ROW_LANES, ROWS, THREADS
+from nbbp.cuda.memory import address
+from nbbp.cuda.vectors import BYTES as VECTOR_BYTES
 
 #: Threads side by side at most in kernels over rows and columns: a warp.
 _WARP = 2 if kernels.SIMULATED else 32
@@ -146,6 +148,13 @@ class Binding:
             return self.bound.attached(place.buffer, place.offset)
         found = self.bound.buffers[place.buffer][place.offset :]
         return found if dtype is None else found.view(dtype)
+
+    def is_aligned(self, column: int, stride: int) -> bool:
+        """Whether every row of the matrix at a column's place, `stride` numbers apart, begins where vectors may."""
+        array = self.array(column)
+        if isinstance(array, Attached):  # it may lie anywhere
+            return False
+        return address(array) % VECTOR_BYTES == 0 and stride * array.dtype.itemsize % VECTOR_BYTES == 0
 
     def setting(self, number: int) -> Any:
         """One of the op's settings, of the model's dtype."""

@@ -130,3 +130,10 @@ def device_array(x: Any) -> Any:
         return cuda.as_cuda_array(x)
     interface = x.__cuda_array_interface__  # on the simulator, the host's memory is the GPU's
     return FakeCUDAArray(np.asarray(SimpleNamespace(__array_interface__=interface)))
+
+
+def address(array: Any) -> int:
+    """Where a device array lies; 0 for an empty one."""
+    if SIMULATED:
+        return array.ctypes.data if array.size else 0
+    return array.__cuda_array_interface__["data"][0] or 0

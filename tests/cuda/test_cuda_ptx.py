@@ -135,8 +135,24 @@ def test_kernels_are_cached_by_all_sources(name):
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
-def test_products_read_shared_memory_by_128_bits(cc):
-    """Both operands of the large tiles: two loads for each column of A, two for each line of B."""
+@pytest.mark.parametrize(("dtype", "vector"), [("float32", "v4.f32"), ("float64", "v2.f64")])
+def test_products_move_128_bits_at_a_time(dtype, vector, cc):
+    """From global memory, beside single numbers at edges; from shared memory nothing else; results back."""
     for name, variant in KERNELS:
         if name == "product" and variant[1].tall == 8:
-            assert "ld.shared.v4.f32" in ptx_of(name, "float32", variant, cc)
+            ptx = ptx_of(name, dtype, variant, cc)
+            assert f"ld.global.{vector}" in ptx
+            assert f"ld.shared.{vector}" in ptx
+            assert f"st.global.{vector}" in ptx
+            assert f"ld.shared.{vector[-3:]}" not in ptx
+            assert "bar.sync" in ptx
+
+
+@pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
+def test_two_blocks_of_the_largest_products_share_a_multiprocessor(cc):
+    if ptxas() is None:
+        pytest.skip("ptxas is not installed: nvidia-cuda-nvcc")
+    for name, variant in KERNELS:
+        if name == "product" and variant[1].tall == 8:
+            found = figures(ptx_of(name, "float32", variant, cc), cc, ptxas())
+            assert 2 * found.registers * variant[1].threads <= MOST_OF_BLOCK
