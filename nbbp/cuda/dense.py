@@ -27,6 +27,7 @@ import numpy as np
 from numba import cuda
 
 from nbbp import ops
+from nbbp.cuda import cublas
 from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, MOST_BLOCKS, N_SAMPLES, NUMBER, SIMULATED, STEP, kernel
 from nbbp.cuda.launch import Binding, binds, flat
 from nbbp.cuda.vectors import BYTES, read_pair, read_vector, write_vector
@@ -288,6 +289,9 @@ def sum_of_parts(number, variant):
 def bind_product(op: Binding) -> None:
     """One of the three products of a dense layer."""
     over_rows = op[ops.CONTRACTS_ROWS] != 0
+    layout = TRANSPOSED if op[ops.LAYOUT] == _LAYOUT_TRANSPOSED else FORWARD
+    if cublas.bind_product(op, over_rows, transposed=layout == TRANSPOSED and not over_rows):
+        return
     n_in, n_out = op[ops.N_IN], op[ops.N_OUT]
     m = n_in if over_rows else op.batch
     tile = tile_for(m, n_out)
@@ -300,7 +304,6 @@ def bind_product(op: Binding) -> None:
         for column, stride in ((ops.Y, ops.Y_STRIDE), (ops.X, ops.X_STRIDE), (ops.W, ops.W_STRIDE))
     ]
     if not over_rows:
-        layout = TRANSPOSED if op[ops.LAYOUT] == _LAYOUT_TRANSPOSED else FORWARD
         grid = (min(n_tiles, 2 if SIMULATED else 2**31 - 1), 1)
         op.launch(
             "product", (grid, (tile.threads,)), op.clock, op.batch, y, y_stride, *operands, n_in, n_out, 0, 0,

@@ -27,6 +27,7 @@ from nbbp import ops
 from nbbp.compiling import interrupts_wait
 from nbbp.cuda import graph, kernels
 from nbbp.cuda.chain_programs import N_STEPS, chain_launch, chain_of
+from nbbp.cuda.cublas import Library, LibraryProduct
 from nbbp.cuda.launch import Attached, Binding, Launch, launch_of
 from nbbp.cuda.memory import Memory
 
@@ -79,6 +80,7 @@ class BoundProgram:
         self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
         self._make_workspace()
         self.stream = cuda.stream()
+        self.library = Library(self.stream)
         self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in (self.dtype, np.float64, np.int64)}
         self.clock = cuda.to_device(np.zeros(kernels.CLOCK_LENGTH, np.int64))
         self.verdict = cuda.to_device(np.ones(2, np.int64))
@@ -97,6 +99,7 @@ class BoundProgram:
             for op in program.ops:
                 Binding(self, op).bind()
             self.launches.append(launch_of(self, "next_step", ((1,), (1,)), [self.clock]))
+        self._sized = [launch for launch in self.launches if isinstance(launch, LibraryProduct)]
         self._changes = self._written_buffers()
 
     def _written_buffers(self) -> list[str]:
@@ -155,14 +158,18 @@ class BoundProgram:
         for name in self._changes:
             self.memory.buffers[name].was_written()
         with interrupts_wait():  # Ctrl-C is heard when the steps are done
-            self._run(n_steps, arrays)
+            self._run(n_steps, arrays, n_samples % self.program.batch if self._sized else 0)
         for name, array in self._attached.items():
             if name.startswith(_RESULTS):
                 arrays[name].copy_to_host(array.reshape(-1))
         self._attached.clear()
 
-    def _run(self, n_steps: int, arrays: dict[str, Any]) -> None:
-        """Launch the steps: as graphs, where these are to be had and pay, which is in long runs and repeated ones."""
+    def _run(self, n_steps: int, arrays: dict[str, Any], rest: int) -> None:
+        """Launch the steps: as graphs, where these are to be had and pay, which is in long runs and repeated ones.
+
+        `rest`: rows of a last step that is no whole batch, where the host has to say how many these are.
+        """
+        n_steps -= rest > 0
         left = n_steps
         if self._chain is not None:
             self._chain.arguments[N_STEPS] = n_steps
@@ -172,11 +179,13 @@ class BoundProgram:
             places = tuple((name, _address(array)) for name, array in arrays.items())
             if places != self._last_places:
                 self._graphs.clear()
-            if n_steps >= graph.LEAST_STEPS or places == self._last_places:
+            if n_steps and (n_steps >= graph.LEAST_STEPS or places == self._last_places):
                 left = self._launch_graphs(n_steps)
             self._last_places = places
         for _ in range(left):
             self._step()
+        if rest:
+            self._short_step(rest)
         self.stream.synchronize()
 
     def _launch_graphs(self, n_steps: int) -> int:
@@ -207,6 +216,18 @@ class BoundProgram:
         for launch in self.launches:
             launch()
         self._has_run = True
+
+    def _short_step(self, rows: int) -> None:
+        """A step of fewer rows than a batch, with launches whose sizes are the host's."""
+        has_run = self._has_run
+        for launch in self._sized:
+            launch.rows = rows
+        try:
+            self._step()
+        finally:
+            for launch in self._sized:
+                launch.rows = self.program.batch
+        self._has_run = has_run  # a whole batch may take other kernels of a library
 
     def _on_device(self, name: str, array: Any, n_steps: int) -> Any:
         """The device array that a run takes for one of the caller's."""

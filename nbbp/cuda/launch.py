@@ -156,6 +156,10 @@ class Binding:
             return False
         return address(array) % VECTOR_BYTES == 0 and stride * array.dtype.itemsize % VECTOR_BYTES == 0
 
+    def is_ours(self, column: int) -> bool:
+        """Whether what is at a column's place lies in the model's or the program's memory, and stays where it is."""
+        return self.has(column) and self.op.columns[column].buffer in self.bound.buffers
+
     def setting(self, number: int) -> Any:
         """One of the op's settings, of the model's dtype."""
         place = self.op.columns[ops.SETTINGS]
@@ -167,4 +171,8 @@ class Binding:
 
     def launch(self, name: str, shape: tuple[tuple, tuple], *arguments: Any, variant: Any = 0) -> None:
         """Add a launch of a kernel."""
-        self.bound.launches.append(launch_of(self.bound, name, shape, list(arguments), variant))
+        self.add(launch_of(self.bound, name, shape, list(arguments), variant))
+
+    def add(self, launch: Any) -> None:
+        """Add a launch that was made elsewhere."""
+        self.bound.launches.append(launch)
