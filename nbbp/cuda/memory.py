@@ -24,6 +24,8 @@ if SIMULATED:
 
 #: Share of the free memory of the GPU that data may take whole; larger data go there chunk by chunk.
 _SHARE_OF_DATA = 0.5
+#: The default stream, as DLPack calls it.
+_DEFAULT_STREAM = 1
 #: Arrays that stay on the GPU at most: features, targets and weights to train and to validate on, and what batches of
 #: an iterable bring.
 _MOST_KEPT = 8
@@ -125,11 +127,43 @@ def fits(n_bytes: int) -> bool:
 
 
 def device_array(x: Any) -> Any:
-    """An object with `__cuda_array_interface__` as a device array of Numba, of the same memory."""
+    """An object with `__cuda_array_interface__` or `__dlpack__` as a device array of Numba, of the same memory.
+
+    Raises
+    ------
+    ValueError
+        If it lies on another GPU than the one that is used, and says so.
+    """
+    if not hasattr(x, "__cuda_array_interface__"):
+        return _of_dlpack(x)
     if not SIMULATED:
         return cuda.as_cuda_array(x)
     interface = x.__cuda_array_interface__  # on the simulator, the host's memory is the GPU's
     return FakeCUDAArray(np.asarray(SimpleNamespace(__array_interface__=interface)))
+
+
+def _of_dlpack(x: Any) -> Any:
+    """An object with `__dlpack__`, whose owner makes it ready for the default stream, for which all others wait."""
+    _, number = x.__dlpack_device__()
+    present = 0 if SIMULATED else cuda.get_current_device().id
+    if number != present:
+        raise ValueError(f"an array lies on GPU {number}; expected it on GPU {present}, which this process uses")
+    if SIMULATED:
+        of_host = SimpleNamespace(
+            __dlpack__=lambda **asked: x.__dlpack__(stream=_DEFAULT_STREAM), __dlpack_device__=lambda: (1, 0)
+        )
+        return FakeCUDAArray(np.from_dlpack(of_host))
+    from cuda.core.utils import StridedMemoryView  # which numba-cuda needs itself
+
+    view = StridedMemoryView.from_dlpack(x, stream_ptr=_DEFAULT_STREAM)
+    return cuda.from_cuda_array_interface(interface_of(view), owner=view)
+
+
+def interface_of(view: Any) -> dict[str, Any]:
+    """What a `StridedMemoryView` of cuda.core's, whose strides are in numbers, is as `__cuda_array_interface__`."""
+    strides = None if view.strides is None else tuple(step * view.dtype.itemsize for step in view.strides)
+    data = view.ptr, view.readonly
+    return {"shape": tuple(view.shape), "strides": strides, "typestr": view.dtype.str, "data": data, "version": 3}
 
 
 def address(array: Any) -> int:
