@@ -317,3 +317,13 @@ def test_precisions_that_are_not_there_yet(precision):
 def test_populations_are_on_the_cpu():
     with pytest.raises(ValueError, match="a population trains on the device 'cpu'"):
         nbbp.Population(nbbp.Sequential([Dense(3)], n_in=4), LOSS, size=2, device="cuda")
+
+
+def test_the_counters_are_of_the_cpu():
+    model = nbbp.Model(nbbp.Sequential([Dense(3)], n_in=4), LOSS, device="cuda")
+    match = r"expected device='cpu'\. There, NVIDIA Nsight Systems .* profiling/cuda\.py"
+    with pytest.raises(NotImplementedError, match=match), nbbp.profile(model):
+        pass
+    with nbbp.profile(model.to("cpu")) as report:
+        model.predict(np.ones((2, 4), np.float32))
+    assert report.ops
