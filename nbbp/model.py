@@ -95,7 +95,8 @@ class Model(ModelBase):
         ----------
         X : array_like (n, n_in), or an iterable of batches (x, y) or (x, y, sample_weight)
             Arrays of any dtype, order or strides, lists, DataFrames, memory maps larger than memory. With `Flatten` or
-            `Reshape` first, samples of any shape.
+            `Reshape` first, samples of any shape. (On a GPU an iterable is asked for its next batch while the last one
+            is trained on, before callbacks hear of that.)
         y : array_like (n,) or (n, n_out)
             Class labels, one-hot or soft rows for classification losses, values for the others, shaped as outputs are.
         epochs, batch_size : int

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numba
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from nbbp.session import Session
     from nbbp.sources import Chunk, Source
 
@@ -46,6 +48,10 @@ class OnHost:
 
     def end_fit(self) -> None:
         """A run of `fit` is over, however it ended."""
+
+    def chunks(self, source: Source, order: np.ndarray | None, rows: int | None, batch: int) -> Iterator[Chunk]:
+        """The chunks of data that are trained on: in that order, of so many rows, whole batches."""
+        return source.chunks(order, rows)
 
     def chunks_of(self, source: Source) -> Iterator[Chunk]:
         """The chunks of data that go forward."""

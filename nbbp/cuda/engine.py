@@ -18,6 +18,7 @@ from run to run, or of the GPU, where they then stay.
 
 import threading
 import warnings
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from nbbp.cuda.memory import Memory
 _ALIGNED = 32
 #: What the caller reads when a run is over; everything else attached is only read by it.
 _RESULTS = ("loss values", "metric values", "output")
+#: Places of the caller's arrays that graphs are kept for: chunks of data come in two by turns.
+_KEPT_PLACES = 2
 #: Columns with places in buffers of the model that kernels write.
 _WRITTEN = {
     "update": (ops.W, ops.SLOT_0, ops.SLOT_1, ops.SLOT_2),
@@ -65,16 +68,18 @@ class BoundProgram:
         The model's and the workspace's.
     launches : list of Launch
         One step.
-    lock : Lock
+    lock : RLock
         To be held from `attach` to the end of what the run leaves behind.
+    meanwhile : callable or None
+        What the host is to do while the GPU does the next run: what it computes for the one behind that.
     """
 
     def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0) -> None:
         kernels.load()
         if getattr(program, "monitored", None) is not None:
             raise NotImplementedError("steps that are monitored are not on CUDA yet; expected device='cpu' for them")
-        self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
-        self.memory, self.seed = memory, seed
+        self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.RLock()
+        self.memory, self.seed, self.meanwhile = memory, seed, None
         with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
             self.settings = np.array(program.settings, self.dtype)
         self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
@@ -90,8 +95,7 @@ class BoundProgram:
         self._first_step = 0
         self._attached: dict[str, Any] = {}
         self._places: dict[str, Any] = {}
-        self._graphs: dict[int, graph.StepGraph] = {}
-        self._last_places: tuple = ()
+        self._graphs: OrderedDict[tuple, dict[int, graph.StepGraph]] = OrderedDict()
         self._has_run, self._driver = False, graph.driver()
         chain = chain_of(program, self.settings)
         self._chain = None if chain is None else chain_launch(self, chain)
@@ -148,21 +152,38 @@ class BoundProgram:
         self._first_step = first_step
 
     def run(self, n_samples: int) -> None:
-        """Run every step of `n_samples` rows of what is attached, and bring the results to the caller's arrays."""
+        """Run every step of `n_samples` rows of what is attached, and bring the results to the caller's arrays.
+
+        Results that are attached as device arrays stay there.
+
+        Raises
+        ------
+        RuntimeError
+            If an iterable, asked for its next batch while the GPU computes, makes the model compute the same.
+        """
         n_steps = -(-n_samples // self.program.batch)
+        attached, self._attached = self._attached, {}
+        meanwhile, self.meanwhile = self.meanwhile, None
+        self.memory.begin_run(self, changes=bool(self._changes))
         self.memory.to_device()
-        arrays = {name: self._on_device(name, array, n_steps) for name, array in self._attached.items()}
+        arrays = {name: self._on_device(name, array, n_steps) for name, array in attached.items()}
         for launch in self.launches if self._chain is None else (self._chain,):
             launch.take(arrays)
         self.clock.copy_to_device(np.array([n_samples, 0, self._first_step], np.int64))
         for name in self._changes:
             self.memory.buffers[name].was_written()
-        with interrupts_wait():  # Ctrl-C is heard when the steps are done
-            self._run(n_steps, arrays, n_samples % self.program.batch if self._sized else 0)
-        for name, array in self._attached.items():
-            if name.startswith(_RESULTS):
+        try:
+            with interrupts_wait():  # Ctrl-C is heard when the steps are done
+                self._run(n_steps, arrays, n_samples % self.program.batch if self._sized else 0)
+            if meanwhile is not None:
+                with self.memory.computing(self):
+                    meanwhile()
+        finally:
+            with interrupts_wait():
+                self.stream.synchronize()
+        for name, array in attached.items():
+            if name.startswith(_RESULTS) and isinstance(array, np.ndarray):
                 arrays[name].copy_to_host(array.reshape(-1))
-        self._attached.clear()
 
     def _run(self, n_steps: int, arrays: dict[str, Any], rest: int) -> None:
         """Launch the steps: as graphs, where these are to be had and pay, which is in long runs and repeated ones.
@@ -175,20 +196,21 @@ class BoundProgram:
             self._chain.arguments[N_STEPS] = n_steps
             self._chain()
             left = 0
-        elif self._driver is not None:
+        elif self._driver is not None and n_steps:
             places = tuple((name, _address(array)) for name, array in arrays.items())
-            if places != self._last_places:
-                self._graphs.clear()
-            if n_steps and (n_steps >= graph.LEAST_STEPS or places == self._last_places):
-                left = self._launch_graphs(n_steps)
-            self._last_places = places
+            is_known = places in self._graphs
+            graphs = self._graphs.setdefault(places, {})
+            self._graphs.move_to_end(places)
+            while len(self._graphs) > _KEPT_PLACES:
+                self._graphs.popitem(last=False)
+            if is_known or n_steps >= graph.LEAST_STEPS:
+                left = self._launch_graphs(n_steps, graphs)
         for _ in range(left):
             self._step()
         if rest:
             self._short_step(rest)
-        self.stream.synchronize()
 
-    def _launch_graphs(self, n_steps: int) -> int:
+    def _launch_graphs(self, n_steps: int, graphs: dict[int, graph.StepGraph]) -> int:
         """Launch steps as graphs, of many and of single ones; how many are left, which were not to be recorded."""
         left = n_steps
         if not self._has_run:
@@ -196,21 +218,21 @@ class BoundProgram:
             left -= 1
         for size in (graph.STEPS, 1):
             if left >= size and (size == 1 or n_steps >= graph.LEAST_STEPS):
-                steps = self._recorded(size)
+                steps = self._recorded(size, graphs)
                 while steps is not None and left >= size:
                     steps.launch()
                     left -= size
         return left
 
-    def _recorded(self, n_steps: int) -> graph.StepGraph | None:
+    def _recorded(self, n_steps: int, graphs: dict[int, graph.StepGraph]) -> graph.StepGraph | None:
         """So many steps as a graph; None, with a warning, where the driver will not have it."""
-        if n_steps not in self._graphs and self._driver is not None:
+        if n_steps not in graphs and self._driver is not None:
             try:
-                self._graphs[n_steps] = graph.StepGraph(self._driver, self.stream, self._step, n_steps)
+                graphs[n_steps] = graph.StepGraph(self._driver, self.stream, self._step, n_steps)
             except RuntimeError as error:
                 self._driver = None
                 warnings.warn(f"steps are launched one by one, which is slower: {error}", RuntimeWarning, stacklevel=2)
-        return self._graphs.get(n_steps)
+        return graphs.get(n_steps)
 
     def _step(self) -> None:
         for launch in self.launches:
@@ -233,7 +255,7 @@ class BoundProgram:
         """The device array that a run takes for one of the caller's."""
         if array is None:
             return self.nothing(np.int64 if name == "order" else None)
-        if name.startswith(_RESULTS):
+        if name.startswith(_RESULTS) and isinstance(array, np.ndarray):
             return self._place(name, array.size, array.dtype)
         if name.startswith("coefficients of"):
             array = array[:n_steps]

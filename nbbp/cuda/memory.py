@@ -10,6 +10,8 @@ old view while the GPU has newer numbers would lose one or the other, and is tol
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.buffers: dict[str, Mirrored] = {}
+        self._computing: list[Any] = []  # bound programs whose steps run while the host reads the caller's data
         self._kept: OrderedDict[int, tuple[np.ndarray, Any]] | None = None
 
     def add(self, name: str, host: np.ndarray) -> None:
@@ -103,9 +106,40 @@ class Memory:
         for buffer in self.buffers.values():
             buffer.to_device()
 
+    @contextmanager
+    def computing(self, bound: Any) -> Iterator[None]:
+        """While a bound program's steps run and code of the caller's, which may use the model, does too."""
+        self._computing.append(bound)
+        try:
+            yield
+        finally:
+            self._computing.remove(bound)
+
+    def begin_run(self, bound: Any, changes: bool) -> None:
+        """Let steps that run end before others begin, which find the model as the former leave it.
+
+        Raises
+        ------
+        RuntimeError
+            If the latter are of the same program, whose results would be lost, or change the model (`changes`), whose
+            updates have not been counted yet.
+        """
+        for other in list(self._computing):
+            if other is bound or changes:
+                raise RuntimeError(
+                    "the model was asked to do the same again, or to train, by the iterable that it takes its batches "
+                    "from; expected batches that do not need that: on a GPU, the next one is asked for while the last "
+                    "one is being computed"
+                )
+            other.stream.synchronize()
+
     def keep_data(self, keeps: bool) -> None:
         """Whether data stay on the GPU from one run to the next, because nobody changes them meanwhile."""
         self._kept = OrderedDict() if keeps else None
+
+    def stays(self, array: np.ndarray) -> bool:
+        """Whether an array of a run's data is kept whole, or may be."""
+        return self._kept is not None and (id(array) in self._kept or fits(array.nbytes))
 
     def keeps(self, name: str) -> bool:
         """Whether data of this name are to be kept now; the order of rows is another one every time."""

@@ -209,20 +209,6 @@ def test_outputs_of_more_rows_than_go_forward_at_a_time(monkeypatch):
     assert models[1].evaluate(x, y) == pytest.approx(models[0].evaluate(x, y))
 
 
-def test_data_larger_than_the_gpu_go_there_in_parts(monkeypatch):
-    from nbbp import device_session
-
-    monkeypatch.setattr(device_session.memory, "fits", lambda n_bytes: False)
-    monkeypatch.setattr(device_session, "_FORWARD_ROWS", 6)
-    models = twins(LAYERS, 5, LOSS)
-    x, y = batch_of(models[0], 20)
-    for model in models:
-        model.fit(x, y, batch_size=6, sample_weight=np.arange(20.0), verbose=0)
-    assert_same_standing(*models)
-    assert_near(models[1].predict(x), models[0].predict(x))
-    assert models[1].evaluate(x, y) == pytest.approx(models[0].evaluate(x, y))
-
-
 # data that lie on the GPU ---------------------------------------------------------------------------------------------
 
 
