@@ -125,9 +125,13 @@ class DeviceSession(Session):
         return not isinstance(source.X, np.ndarray) or self.memory.stays(source.X)
 
     def _sent(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """Chunks in memory of the GPU that is theirs until the next but one is asked for."""
-        for chunk, meanwhile in self.staging.ahead(chunks, _send):
-            yield ChunkInTurn(chunk.X, chunk.y, chunk.weight, chunk.order, meanwhile)
+        """Chunks in memory of the GPU that is theirs until the next but one is asked for.
+
+        Batches of the caller's that lie there already are used where they are: the next one is asked for when they
+        have been, because it may come in the same place.
+        """
+        for (chunk, is_sent), meanwhile in self.staging.ahead(chunks, _send):
+            yield ChunkInTurn(chunk.X, chunk.y, chunk.weight, chunk.order, meanwhile if is_sent else _nothing)
 
     def _attach(self, bound: BoundProgram, chunk: Chunk, n: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Attach a chunk's data, and what is to be done while it is computed with."""
@@ -180,14 +184,14 @@ class ChunkInTurn(Chunk):
     meanwhile: Callable[[], None]
 
 
-def _send(chunk: Chunk, upload: staging.Upload) -> Chunk:
-    """Begin to send the rows of a chunk, in their order; nothing of one that lies on the GPU."""
+def _send(chunk: Chunk, upload: staging.Upload) -> tuple[Chunk, bool]:
+    """Begin to send the rows of a chunk, in their order; nothing of one that lies on the GPU. Says whether it did."""
     if not isinstance(chunk.X, np.ndarray):
-        return chunk
+        return chunk, False
     arrays = {name: getattr(chunk, name) for name in ("X", "y", "weight")}
     sent = [None if array is None else upload.send(array, chunk.order, name) for name, array in arrays.items()]
-    return Chunk(*sent, np.arange(len(chunk.order), dtype=np.int64))
+    return Chunk(*sent, np.arange(len(chunk.order), dtype=np.int64)), True
 
 
 def _nothing() -> None:
-    """What there is to do meanwhile of a chunk behind which there is none."""
+    """What there is to do meanwhile where the next chunk has to wait, or there is none."""

@@ -248,6 +248,26 @@ def test_iterables_that_look_at_the_model_wait_too(gpu):
     test_an_iterable_sees_the_model_as_the_batch_before_left_it(None)
 
 
+@pytest.mark.parametrize("lies", ["on the host", "on the GPU"])
+def test_batches_may_come_in_the_same_place(gpu, lies):
+    """An iterable that fills one array again and again, on the GPU by a stream that waits for nobody."""
+    from test_cuda_dlpack import Exported
+
+    models = twins(LAYERS, N_IN, LOSS, "float32", optimizer="adam")
+    x, y = batch_of(models[0], 24)
+
+    def batches(model):
+        place, labels = np.empty_like(x[:6]), np.empty_like(y[:6])
+        for first in range(0, 24, 6):
+            place[:], labels[:] = x[first : first + 6], y[first : first + 6]
+            on_gpu = lies == "on the GPU" and model.device == "cuda"
+            yield (Exported(place), Exported(labels)) if on_gpu else (place, labels)
+
+    for model in models:
+        model.fit(batches(model), verbose=0)
+    assert_same_standing(*models)
+
+
 @pytest.mark.parametrize("gpu", ["copies"], indirect=True)
 def test_copies_overlap_with_steps(gpu):
     """While a chunk is computed, the next one is sent, and then the results of the one before are fetched."""
