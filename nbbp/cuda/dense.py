@@ -13,7 +13,7 @@ slab's products take less time. Both operands lie there with their lines (rows o
     OVER_ROWS        Y (N_IN, N_OUT)    = Xᵀ · W            k = rows of the batch: the weight gradient
 
 Global and shared memory are read and written by 128 bits, `lanes` numbers: shared memory always, global memory where
-rows begin at multiples of that (`Binding.is_aligned`) and as far as whole vectors reach; the rest by single numbers.
+rows begin at multiples of that (`Binding.is_aligned`) and a slab lies within its operand; others by single numbers.
 The order of every sum is that of k, whichever way.
 
 A column of ones behind X's columns makes the bias the last row of a weight gradient. Where a weight is small and the
@@ -74,6 +74,9 @@ _WARP_DOWN, _WARP_ACROSS = (1, 2) if SIMULATED else (4, 8)
 #: the other 16. A multiple of 16 bytes, so that every row can be read by vectors.
 _PADDING = 4
 
+#: Steps along k of one turn of the innermost loop, whose counting would cost a sixth of a step's instructions.
+_UNROLLED = 2
+
 VARIANTS = tuple((layout, tile) for layout in (FORWARD, TRANSPOSED, OVER_ROWS) for tile in TILES)
 
 
@@ -113,19 +116,23 @@ def _of_slab(shape, t):
 @formula
 def _fetch(registers, shape, thread, source, stride, is_aligned, first, n, k, stop):
     """A thread's share of the slab of an operand from line `first` and place k on; 0 beyond line n and place `stop`."""
-    along_k, _, depth, lanes, n_threads = shape
+    along_k, n_lines, depth, lanes, n_threads = shape
     zero = type(registers[0])(0)
+    fills = n_lines * depth % (lanes * n_threads) == 0  # then no thread has less to do than another
+    is_whole = is_aligned != 0 and first + n_lines <= n and k + depth <= stop  # as most slabs are, for all threads
     for turn in range(registers.size // lanes):
         line, inner = _of_slab(shape, thread + turn * n_threads)
         row, column, n_rows, n_columns = k + inner, first + line, stop, n
         if along_k:
             row, column, n_rows, n_columns = first + line, k + inner, n, stop
-        is_row, place = row < n_rows and inner < depth, row * stride + column
-        if is_aligned != 0 and is_row and column + lanes <= n_columns:
+        place = row * stride + column
+        if is_whole and (fills or inner < depth):
             read_vector(registers, turn * lanes, source, place)
         else:
+            is_row = row < n_rows and inner < depth
             for c in range(lanes):
-                registers[turn * lanes + c] = source[place + c] if is_row and column + c < n_columns else zero
+                is_number = is_row and column + c < n_columns
+                registers[turn * lanes + c] = source[np.uint64(place + c)] if is_number else zero
 
 
 @formula
@@ -137,8 +144,8 @@ def _store(shared, at, registers, shape, thread):
         line, inner = _of_slab(shape, thread + turn * n_threads)
         if inner < depth:
             if along_k:
-                for c in range(lanes):
-                    shared[(at + inner + c) * pitch + line] = registers[turn * lanes + c]
+                for c in range(lanes):  # an index without a sign, which might count from the end
+                    shared[np.uint32((at + inner + c) * pitch + line)] = registers[turn * lanes + c]
             else:
                 write_vector(shared, (at + inner) * pitch + line, registers, turn * lanes)
 
@@ -224,12 +231,13 @@ def product(number, variant):
                 if more < stop:
                     _fetch(next_a, a_shape, thread, x, x_stride, x_aligned, top, m, more, stop)
                     _fetch(next_b, b_shape, thread, w, w_stride, w_aligned, left, n_out, more, stop)
-                for inner in range(depth):
-                    _read_lines(column, a, slab + inner, a_shape, down, tall_chunk)
-                    _read_lines(line, b, slab + inner, b_shape, across, wide_chunk)
-                    for i in range(tall):
-                        for j in range(wide):
-                            sums[i * wide + j] += column[i] * line[j]
+                for inner in range(0, depth, _UNROLLED):
+                    for step in range(_UNROLLED):
+                        _read_lines(column, a, slab + inner + step, a_shape, down, tall_chunk)
+                        _read_lines(line, b, slab + inner + step, b_shape, across, wide_chunk)
+                        for i in range(tall):
+                            for j in range(wide):
+                                sums[i * wide + j] += column[i] * line[j]
                 slab = depth - slab
                 if more < stop:
                     _store(a, slab, next_a, a_shape, thread)
