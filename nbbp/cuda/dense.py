@@ -163,6 +163,54 @@ def _read_lines(registers, shared, at, shape, member, chunk):
             read_pair(registers, g * chunk, shared, place)
 
 
+@formula
+def _line_of(lines, i):
+    """Line i of a thread's; `lines`: its first, how many it has, how many lie side by side, how far those are apart."""
+    first, _, chunk, apart = lines
+    return first + i // chunk * apart + i % chunk
+
+
+@formula
+def _gate(sums, gate, gate_stride, rows, columns, m, n):
+    """0 where gate (m, n), unless it is empty, is not positive; `rows` and `columns` are the thread's lines."""
+    if gate.size > 0:
+        for i in range(rows[1]):
+            for j in range(columns[1]):
+                r, c = _line_of(rows, i), _line_of(columns, j)
+                if r < m and c < n and gate[r * gate_stride + c] <= type(sums[0])(0):
+                    sums[i * columns[1] + j] = type(sums[0])(0)
+
+
+@formula
+def _add_bias(sums, bias, line, floor, columns, n):
+    """max(floor, sums + bias), bias (n,) or empty, whose numbers of the thread's columns go to `line`; NaN stays."""
+    for j in range(line.size):
+        c = _line_of(columns, j)
+        line[j] = bias[c] if bias.size > 0 and c < n else type(floor)(0)
+    for i in range(sums.size // line.size):
+        for j in range(line.size):
+            value = sums[i * line.size + j] + line[j]
+            sums[i * line.size + j] = floor if value < floor else value  # false for NaN
+
+
+@formula
+def _write(y, base, stride, sums, rows, columns, m, n, by_vectors):
+    """A thread's sums to y (m, n) from `base` on, whose rows are `stride` apart."""
+    right, wide, chunk, apart = columns
+    for i in range(rows[1]):
+        r = _line_of(rows, i)
+        at = base + r * stride
+        if by_vectors:
+            for g in range(wide // chunk):
+                if r < m and right + g * apart < n:
+                    write_vector(y, at + right + g * apart, sums, i * wide + g * chunk)
+        else:
+            for j in range(wide):
+                c = _line_of(columns, j)
+                if r < m and c < n:
+                    y[at + c] = sums[i * wide + j]
+
+
 @kernel(
     INTEGERS, INTEGER, ARRAY, INTEGER, ARRAY, INTEGER, ARRAY, INTEGER, ARRAY, NUMBER, INTEGER, INTEGER, INTEGER,
     INTEGER, ARRAY, INTEGER, INTEGER, INTEGER, INTEGER, variants=VARIANTS, bounds=_bounds,
@@ -183,7 +231,6 @@ def product(number, variant):
     a_size, b_size = (2 * depth * (lines + _PADDING) for lines in (height, width))
     tall_chunk, wide_chunk = min(tall, lanes), min(wide, lanes)
     tall_groups, wide_groups = tall // tall_chunk, wide // wide_chunk
-    tall_part, wide_part = height // tall_groups, width // wide_groups
     zero, over_rows, transposed = number(0), layout == OVER_ROWS, layout == TRANSPOSED
     a_shape, b_shape = (not over_rows, height, depth, lanes, n_threads), (transposed, width, depth, lanes, n_threads)
     n_sums = tall * wide
@@ -243,35 +290,13 @@ def product(number, variant):
                     _store(a, slab, next_a, a_shape, thread)
                     _store(b, slab, next_b, b_shape, thread)
                 cuda.syncthreads()
-            right = left + across * wide_chunk
-            if not transposed:
-                for j in range(wide):
-                    c = right + j // wide_chunk * wide_part + j % wide_chunk
-                    line[j] = bias[c] if bias.size > 0 and c < n_out else zero
-                for i in range(tall):
-                    for j in range(wide):
-                        value = sums[i * wide + j] + line[j]
-                        sums[i * wide + j] = floor if value < floor else value  # false for NaN, which stays
-            elif gate.size > 0:
-                for i in range(tall):
-                    r = top + i // tall_chunk * tall_part + down * tall_chunk + i % tall_chunk
-                    for j in range(wide):
-                        c = right + j // wide_chunk * wide_part + j % wide_chunk
-                        if r < m and c < n_out and gate[r * gate_stride + c] <= zero:
-                            sums[i * wide + j] = zero
-            for i in range(tall):
-                r = top + i // tall_chunk * tall_part + down * tall_chunk + i % tall_chunk
-                at = base + r * y_stride
-                if writes_vectors:
-                    for g in range(wide_groups):
-                        c = right + g * wide_part
-                        if r < m and c < n_out:
-                            write_vector(y, at + c, sums, i * wide + g * wide_chunk)
-                else:
-                    for j in range(wide):
-                        c = right + j // wide_chunk * wide_part + j % wide_chunk
-                        if r < m and c < n_out:
-                            y[at + c] = sums[i * wide + j]
+            rows = top + down * tall_chunk, tall, tall_chunk, height // tall_groups
+            columns = left + across * wide_chunk, wide, wide_chunk, width // wide_groups
+            if transposed:
+                _gate(sums, gate, gate_stride, rows, columns, m, n_out)
+            else:
+                _add_bias(sums, bias, line, floor, columns, n_out)
+            _write(y, base, y_stride, sums, rows, columns, m, n_out, writes_vectors)
 
     return product
 
