@@ -8,7 +8,7 @@ from numba import njit
 
 pytest.importorskip("numba_cuda")
 
-from nbbp.cuda import adafactor, kernels
+from nbbp.cuda import adafactor, fused_programs, fused_tile, kernels
 from nbbp.device_functions import CudaFunctions
 from nbbp.layers import Dense
 from nbbp.losses import Crossentropy
@@ -22,11 +22,13 @@ KERNELS = list(everything())
 TARGETS = [("float32", (9, 0)), ("float64", (8, 0))]
 OF_PRODUCTS = [("float32", (8, 0)), ("float64", (9, 0))]
 CASES = [(name, variant, *target) for name, variant in KERNELS for target in TARGETS]
-CASES += [(name, variant, *target) for name, variant in KERNELS for target in OF_PRODUCTS if name == "product"]
+WITH_PRODUCTS = ("product", "fused_forward", "fused_gradient")
+CASES += [(name, variant, *target) for name, variant in KERNELS for target in OF_PRODUCTS if name in WITH_PRODUCTS]
 #: Kernels that add up in float64 whatever the dtype: losses, metrics, norms of gradients; the rate of a mask.
 TAKE_FLOAT64 = (
     "loss", "losses_are_finite", "gradient_is_finite", "crossentropy", "nll", "metric", "adafactor",
     "prepare_gradient", "finish_gradient", "train_chain", "dropout", "stochastic_depth", "first_row_not_summing_to_one",
+    "fused_gradient",
 )  # fmt: skip
 #: A thread may hold so many registers, and all threads of a block together, on every GPU that numba-cuda supports.
 MOST_REGISTERS, MOST_OF_BLOCK = 255, 1 << 16
@@ -36,6 +38,8 @@ def threads_of(name, variant) -> int:
     """Threads of a block of this kernel."""
     if name == "product":
         return variant[1].threads
+    if name in ("fused_forward", "fused_gradient"):
+        return fused_programs._RESIDENT * fused_tile.THREADS  # of all blocks that are to be there together
     if name in ("batch_norm_statistics", "batch_norm_sums", "norm_of_rows_gradient"):
         return kernels.COLUMN_LANES * kernels.COLUMNS
     return adafactor.THREADS if name == "adafactor" else kernels.THREADS

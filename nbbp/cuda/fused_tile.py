@@ -1,0 +1,182 @@
+"""Tiles of rows in shared memory: how they get there, their products with weights, and what they add to gradients.
+
+Legend: as in nbbp/cuda/fused.py; thread is its number within the block, `sizes` those of the tile: rows, width, depth,
+tall, wide and threads. sums (tall, wide), column and line are a thread's registers. Numbers of the first operand of a
+product lie in lines, a unit each; those of the second in a slab, lines of width + PADDING numbers.
+"""
+
+import numpy as np
+
+from nbbp.cuda.dense import Tile
+from nbbp.cuda.kernels import SIMULATED
+from nbbp.scalars.dispatch import formula
+
+#: Tiles from the smallest to the largest: HEIGHT rows, WIDTH outputs at a time, slabs of DEPTH inputs.
+TILES = (
+    (Tile(2, 4, 3, 1, 2), Tile(4, 4, 2, 2, 2))
+    if SIMULATED
+    else (Tile(8, 64, 64, 1, 4), Tile(16, 64, 32, 2, 4), Tile(32, 64, 32, 4, 4), Tile(64, 64, 32, 4, 8))
+)
+#: Threads of a block, whatever the tile.
+THREADS = TILES[0].threads
+#: A weight gradient at a time: HEIGHT inputs, WIDTH outputs, DEPTH rows at once.
+GRADIENT = Tile(4, 4, 2, 2, 2) if SIMULATED else Tile(64, 64, 4, 4, 8)
+_HEIGHT, _WIDTH, QUAD, TALL, WIDE = GRADIENT.height, GRADIENT.width, GRADIENT.depth, GRADIENT.tall, GRADIENT.wide
+#: Inputs of the first layer that are brought to shared memory at a time.
+X_UNITS = GRADIENT.height
+#: Threads that read a row of the data side by side.
+LANES = 2 if SIMULATED else 32
+#: Numbers of a load from shared memory, bytes of it, and numbers between lines and between lines of a slab.
+VECTOR = 4
+ALIGNMENT = 16
+PADDING = 4
+#: Lines that a product takes without looking whether there are more.
+_STEPS = 4
+
+
+@formula
+def unsigned(i):
+    """An index of less than 32 bits, as one of which the compiler knows that it is not negative."""
+    return np.int64(np.uint32(i))
+
+
+@formula
+def size_at(table, place):
+    """A number of the table that is not negative."""
+    return unsigned(table[place])
+
+
+@formula
+def gather(memory, x, n_in, order, first, n, begin, n_units, thread, sizes):
+    """Inputs [begin, begin + n_units) of the tile's n rows, which are the run's from `first` on, to units 0 …
+
+    Writes these units, zeros where the tile has no row.
+    """
+    rows, _, _, _, _, threads = sizes
+    stride = rows + PADDING
+    lane, zero = np.int64(thread % np.uint32(LANES)), type(x[0])(0)
+    for r in range(np.int64(thread // np.uint32(LANES)), rows, threads // LANES):
+        source = 0
+        if r < n:
+            source = order[first + r] if order.size > 0 else first + r
+        for u in range(lane, n_units, LANES):
+            memory[u * stride + r] = x[source * n_in + begin + u] if r < n else zero
+
+
+@formula
+def copy_rows(memory, first_unit, n_units, y, top, y_stride, n, thread, sizes):
+    """y[top + r, j] = unit first_unit + j of row r, for the tile's n rows. Writes y, whose rows are y_stride apart."""
+    for r in range(np.int64(thread // np.uint32(LANES)), n, sizes[5] // LANES):
+        for j in range(np.int64(thread % np.uint32(LANES)), n_units, LANES):
+            y[(top + r) * y_stride + j] = memory[(first_unit + j) * (sizes[0] + PADDING) + r]
+
+
+@formula
+def multiply(memory, a, b, n, down, right, sums, column, line, sizes):
+    """sums[i, j] += the sum over k < n of A[k, down + i] · B[k, right … + j]; A in lines from a on, B a slab at b.
+
+    A thread's outputs lie VECTOR at a time, so that neighbours' loads are too. What a version for tensor cores would
+    take the place of.
+    """
+    a_stride, b_stride = sizes[0] + PADDING, sizes[1] + PADDING
+    whole = n // _STEPS * _STEPS
+    for k in range(0, whole, _STEPS):
+        from_a, from_b = unsigned(a + k * a_stride) + down, unsigned(b + k * b_stride) + right
+        add_outer(memory, from_a, from_b, sums, column, line, sizes)
+        add_outer(memory, from_a + a_stride, from_b + b_stride, sums, column, line, sizes)
+        add_outer(memory, from_a + 2 * a_stride, from_b + 2 * b_stride, sums, column, line, sizes)
+        add_outer(memory, from_a + 3 * a_stride, from_b + 3 * b_stride, sums, column, line, sizes)
+    for k in range(whole, n):
+        from_a, from_b = unsigned(a + k * a_stride) + down, unsigned(b + k * b_stride) + right
+        add_outer(memory, from_a, from_b, sums, column, line, sizes)
+
+
+@formula
+def add_outer(memory, a, b, sums, column, line, sizes):
+    """sums[i, j] += A[i] · B[j]."""
+    _, width, _, tall, wide, _ = sizes
+    vector = min(wide, VECTOR)
+    for i in range(tall):
+        column[i] = memory[a + i]
+    for j in range(wide):
+        line[j] = memory[b + j // vector * (width * vector // wide) + j % vector]
+    for i in range(tall):
+        for j in range(wide):
+            sums[i, j] += column[i] * line[j]
+
+
+@formula
+def bring_slab(memory, slab, w, weight, n_out, k, left, n_k, n_columns, is_transposed, thread, sizes):
+    """A slab of W (n_in, n_out) or of its transpose: lines [k, k + depth), columns [left, left + width).
+
+    Zeros where the matrix, (n_k, n_columns), has none. Writes the slab.
+    """
+    _, width, depth, _, _, threads = sizes
+    zero = type(w[0])(0)
+    for turn in range(-(-depth * width // threads)):
+        t = np.int64(thread) + turn * threads
+        if is_transposed:  # neighbouring threads read neighbouring numbers
+            inner, j = t % depth, t // depth
+            place = weight + (left + j) * n_out + k + inner
+        else:
+            inner, j = t // width, t % width
+            place = weight + (k + inner) * n_out + left + j
+        if inner < depth and j < width:
+            is_inside = k + inner < n_k and left + j < n_columns
+            value = w[place if is_inside else weight]  # a load without a branch, of which many are on their way
+            memory[slab + inner * (width + PADDING) + j] = value if is_inside else zero
+
+
+@formula
+def place_of(thread, i, j, left, sizes):
+    """Which output and which row of a tile sums[i, j] is."""
+    _, width, _, tall, wide, _ = sizes
+    vector, across = min(wide, VECTOR), np.uint32(width // wide)
+    unit = left + j // vector * (width * vector // wide) + np.int64(thread % across) * vector + j % vector
+    return unit, np.int64(thread // across) * tall + i
+
+
+@formula
+def add_gradient(memory, h, d, n_in, n_out, parts, place, adds, thread, sums, column, lines, sizes):
+    """parts[place + i · n_out + j] = the sum over the tile's rows of H[i] · D[j], or more by that where `adds`.
+
+    H and D in units h … and d …; every thread writes outputs of its own, and waits for none.
+    """
+    rows, zero = sizes[0], type(parts[0])(0)
+    stride, across, down = rows + PADDING, _WIDTH // WIDE, _HEIGHT // TALL
+    first_i, first_j = np.int64(thread // np.uint32(across)), np.int64(thread % np.uint32(across))
+    for top in range(0, n_in, _HEIGHT):
+        for left in range(0, n_out, _WIDTH):
+            for i in range(TALL):
+                for j in range(WIDE):
+                    sums[i, j] = zero
+            for r in range(0, rows, QUAD):
+                for j in range(WIDE):
+                    # behind the last unit that one again, so that nobody reads what is not there
+                    unit = np.int64(np.uint32(min(left + first_j + j * across, n_out - 1)))
+                    for q in range(QUAD):
+                        lines[j, q] = memory[(d + unit) * stride + r + q]
+                for i in range(TALL):
+                    unit = np.int64(np.uint32(min(top + first_i + i * down, n_in - 1)))
+                    for q in range(QUAD):
+                        column[q] = memory[(h + unit) * stride + r + q]
+                    for q in range(QUAD):
+                        for j in range(WIDE):
+                            sums[i, j] += column[q] * lines[j, q]
+            for i in range(TALL):
+                for j in range(WIDE):
+                    unit, output = top + first_i + i * down, left + first_j + j * across
+                    if unit < n_in and output < n_out:
+                        p = place + unit * n_out + output
+                        parts[p] = parts[p] + sums[i, j] if adds else sums[i, j]
+
+
+@formula
+def add_bias_gradient(memory, d, n_out, parts, place, adds, thread, sizes):
+    """parts[place + j] = the sum over the tile's rows of D[j], or more by that where `adds`."""
+    rows, _, _, _, _, threads = sizes
+    for j in range(np.int64(thread), n_out, threads):
+        total = type(parts[0])(0)
+        for r in range(rows):
+            total += memory[(d + j) * (rows + PADDING) + r]
+        parts[place + j] = parts[place + j] + total if adds else total
