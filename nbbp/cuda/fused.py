@@ -9,11 +9,11 @@ nbbp/cuda/fused_programs.py, with an estimate of when that pays.
 
 Legend: `memory` is the block's shared memory, lines of `stride` = ROWS + 4 numbers. A unit is a line: what one input or
 output of a layer is in each of the tile's rows. So a product reads its first operand TALL rows at once, a weight
-gradient QUAD rows at once, either by loads of 128 bits, and the odd four numbers between lines keep the threads of a
+gradient several rows at once, either by loads of 128 bits, and the odd four numbers between lines keep the threads of a
 warp on different banks. Layer l has n_in inputs and n_out outputs; its outputs lie from unit OUT on; SEEN, which is OUT
 or apart, is what its activation's derivative is written in. The gradient with respect to a layer's input takes the
 place of that input, which nobody needs once the layer's weight gradient is done. Rows of a tile that the batch does not
-have are zeros throughout. The data come to the first X_UNITS units, so many inputs at a time.
+have are zeros throughout. The data come to X_UNITS units in front, so many inputs at a time.
 
     forward     Z (rows, n_out)  = bias + H · W          floor of a relu; other activations one pass later
     backward    D (rows, n_in)   = (D · Wᵀ) ∘ f'         f' one pass earlier; a relu's as a gate
@@ -40,8 +40,8 @@ from nbbp.cuda.chain import (
 )
 from nbbp.cuda.fused_tile import (
     ALIGNMENT,
+    FIRST_UNIT,
     PADDING,
-    QUAD,
     TALL,
     THREADS,
     TILES,
@@ -50,6 +50,7 @@ from nbbp.cuda.fused_tile import (
     X_UNITS,
     add_bias_gradient,
     add_gradient,
+    aligned,
     bring_slab,
     copy_rows,
     gather,
@@ -104,7 +105,7 @@ def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, 
     n_in, n_out, weight, seen = (
         size_at(table, at + N_IN), size_at(table, at + N_OUT), size_at(table, at + WEIGHT), size_at(table, at + SEEN),
     )  # fmt: skip
-    bias, is_relu, source, most = table[at + BIAS], table[at + FUNCTION] == RELU, 0, X_UNITS
+    bias, is_relu, source, most = table[at + BIAS], table[at + FUNCTION] == RELU, FIRST_UNIT * stride, X_UNITS
     if at > 0:
         source, most = size_at(table, at - N_COLUMNS + OUT) * stride, n_in
     for left in range(0, n_out, width):
@@ -120,14 +121,13 @@ def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, 
                 line, sizes,
             )  # fmt: skip
         for j in range(wide):
-            unit, _ = place_of(thread, 0, j, left, sizes)
+            unit, r = place_of(thread, j, left, sizes)
             if unit < n_out:
-                start = w[bias + unit] if bias >= 0 else zero
+                start, place = w[bias + unit] if bias >= 0 else zero, aligned((seen + unit) * stride) + r
                 for i in range(tall):
-                    _, r = place_of(thread, i, j, left, sizes)
                     value = sums[i, j] + start
                     value = zero if is_relu and value < zero else value  # false for NaN, which stays
-                    memory[(seen + unit) * stride + r] = value if r < n else zero
+                    memory[place + i] = value if r + i < n else zero
 
 
 @formula
@@ -144,16 +144,16 @@ def backward_layer(memory, table, at, slab, w, n, thread, sums, column, line, si
                 sums[i, j] = zero
         add_product(memory, slope, slab, w, weight, n_out, left, n_out, n_in, True, thread, sums, column, line, sizes)
         for j in range(wide):
-            unit, _ = place_of(thread, 0, j, left, sizes)
+            unit, r = place_of(thread, j, left, sizes)
             if unit < n_in:
+                place = aligned((out + unit) * stride) + r
                 for i in range(tall):
-                    _, r = place_of(thread, i, j, left, sizes)
-                    place, value = (out + unit) * stride + r, sums[i, j]
+                    value, old = sums[i, j], memory[place + i]
                     if function == RELU:
-                        value = zero if memory[place] <= zero else value
+                        value = zero if old <= zero else value
                     elif function != NO_FUNCTION:
-                        value *= memory[place]
-                    memory[place] = value if r < n else zero
+                        value *= old
+                    memory[place + i] = value if r + i < n else zero
 
 
 @kernel(
@@ -224,9 +224,9 @@ def fused_forward(number, variant):
 @kernel(
     INTEGERS, INTEGERS, INTEGER, INTEGERS, INTEGER, INTEGER, ARRAY, ARRAY, INTEGERS, ARRAY, INTEGERS, ARRAY, DOUBLES,
     NUMBER, NUMBER, INTEGER, ARRAY, ARRAY, INTEGER, ARRAY, INTEGER,
-    variants=tuple(
-        (loss, *FUNCTIONS, tile)
-        for loss in (_CROSSENTROPY, LOSSES["mse"].code, _BINARY) for tile in TILES
+    variants=(
+        *((_CROSSENTROPY, *FUNCTIONS, tile) for tile in TILES),
+        *((loss, *FUNCTIONS, TILES[-1]) for loss in (LOSSES["mse"].code, _BINARY)),
     ),
 )  # fmt: skip
 def fused_gradient(number, variant):
@@ -242,6 +242,8 @@ def fused_gradient(number, variant):
     rows, stride, unaligned, zero = tile.height, tile.height + PADDING, SIMULATED, number(0)
     kind = from_dtype(np.dtype(number))  # which the simulator wants for memory of the launch
     shape, tall, wide, of_weights = (tile.tall, tile.wide), tile.tall, tile.wide, (TALL, WIDE)
+    at_once = 2 if SIMULATED else ALIGNMENT // np.dtype(number).itemsize
+    lines_at_once = WIDE, at_once
     is_classes, is_binary, infinity, one, half = loss == _CROSSENTROPY, loss == _BINARY, np.inf, number(1), number(0.5)
     code = 0 if is_classes else loss  # what is not compiled needs a code all the same
 
@@ -257,8 +259,8 @@ def fused_gradient(number, variant):
         column = cuda.local.array(tall, number)
         line = cuda.local.array(wide, number)
         sums_of_weights = cuda.local.array(of_weights, number)
-        quad = cuda.local.array(QUAD, number)
-        quads = cuda.local.array((WIDE, QUAD), number)
+        quad = cuda.local.array(at_once, number)
+        quads = cuda.local.array(lines_at_once, number)
         thread, slab = np.uint32(cuda.threadIdx.x), unsigned(n_units) * stride
         start, bad = clock[STEP] * batch, 0
         n_rows = min(batch, clock[N_SAMPLES] - start)
@@ -334,7 +336,7 @@ def fused_gradient(number, variant):
                 if table[at + BIAS_GROUP] >= 0:
                     add_bias_gradient(memory, slope, n_out, parts, part + table[at + BIAS], adds, thread, sizes)
                 if table[at + WEIGHT_GROUP] >= 0:
-                    source, most = 0, X_UNITS
+                    source, most = FIRST_UNIT, X_UNITS
                     if layer > 0:
                         source, most = size_at(table, below + OUT), n_in
                     for begin in range(0, n_in, most):
@@ -345,7 +347,7 @@ def fused_gradient(number, variant):
                             cuda.syncthreads()
                         add_gradient(
                             memory, source, slope, n_k, n_out, parts, part + table[at + WEIGHT] + begin * n_out, adds,
-                            thread, sums_of_weights, quad, quads, sizes,
+                            thread, sums_of_weights, quad, quads, at_once, sizes,
                         )  # fmt: skip
                 if layer > lowest:  # the gradient goes back, to where the layer's input was
                     function, alpha = table[below + FUNCTION], alphas[layer - 1]

@@ -11,17 +11,20 @@ from nbbp.cuda.dense import Tile
 from nbbp.cuda.kernels import SIMULATED
 from nbbp.scalars.dispatch import formula
 
-#: Tiles from the smallest to the largest: HEIGHT rows, WIDTH outputs at a time, slabs of DEPTH inputs.
+#: Tiles from the smallest to the largest: HEIGHT rows, WIDTH outputs at a time, slabs of DEPTH inputs. WIDTH and DEPTH
+#: divide the number of threads.
 TILES = (
-    (Tile(2, 4, 3, 1, 2), Tile(4, 4, 2, 2, 2))
+    (Tile(2, 4, 4, 1, 2), Tile(4, 4, 2, 2, 2))
     if SIMULATED
     else (Tile(8, 64, 64, 1, 4), Tile(16, 64, 32, 2, 4), Tile(32, 64, 32, 4, 4), Tile(64, 64, 32, 4, 8))
 )
 #: Threads of a block, whatever the tile.
 THREADS = TILES[0].threads
-#: A weight gradient at a time: HEIGHT inputs, WIDTH outputs, DEPTH rows at once.
+#: A weight gradient at a time: HEIGHT inputs, WIDTH outputs; its depth, rows at once, is that of the row tile's loads.
 GRADIENT = Tile(4, 4, 2, 2, 2) if SIMULATED else Tile(64, 64, 4, 4, 8)
-_HEIGHT, _WIDTH, QUAD, TALL, WIDE = GRADIENT.height, GRADIENT.width, GRADIENT.depth, GRADIENT.tall, GRADIENT.wide
+_HEIGHT, _WIDTH, TALL, WIDE = GRADIENT.height, GRADIENT.width, GRADIENT.tall, GRADIENT.wide
+#: Where the data come to; the unit before it is spare (see `aligned`).
+FIRST_UNIT = 1
 #: Inputs of the first layer that are brought to shared memory at a time.
 X_UNITS = GRADIENT.height
 #: Threads that read a row of the data side by side.
@@ -41,6 +44,16 @@ def unsigned(i):
 
 
 @formula
+def aligned(i):
+    """An index from VECTOR on, from where on the compiler makes one load of neighbours.
+
+    It does where it knows that indices are not negative, and that they differ by a constant that it has not taken for
+    bits of the first; hence the way round, and the spare unit in front of all.
+    """
+    return unsigned(i - VECTOR) + VECTOR
+
+
+@formula
 def size_at(table, place):
     """A number of the table that is not negative."""
     return unsigned(table[place])
@@ -48,7 +61,7 @@ def size_at(table, place):
 
 @formula
 def gather(memory, x, n_in, order, first, n, begin, n_units, thread, sizes):
-    """Inputs [begin, begin + n_units) of the tile's n rows, which are the run's from `first` on, to units 0 …
+    """Inputs [begin, begin + n_units) of the tile's n rows, which are the run's from `first` on, to units FIRST_UNIT …
 
     Writes these units, zeros where the tile has no row.
     """
@@ -60,7 +73,7 @@ def gather(memory, x, n_in, order, first, n, begin, n_units, thread, sizes):
         if r < n:
             source = order[first + r] if order.size > 0 else first + r
         for u in range(lane, n_units, LANES):
-            memory[u * stride + r] = x[source * n_in + begin + u] if r < n else zero
+            memory[(FIRST_UNIT + u) * stride + r] = x[source * n_in + begin + u] if r < n else zero
 
 
 @formula
@@ -81,13 +94,13 @@ def multiply(memory, a, b, n, down, right, sums, column, line, sizes):
     a_stride, b_stride = sizes[0] + PADDING, sizes[1] + PADDING
     whole = n // _STEPS * _STEPS
     for k in range(0, whole, _STEPS):
-        from_a, from_b = unsigned(a + k * a_stride) + down, unsigned(b + k * b_stride) + right
+        from_a, from_b = aligned(a + k * a_stride) + down, aligned(b + k * b_stride) + right
         add_outer(memory, from_a, from_b, sums, column, line, sizes)
         add_outer(memory, from_a + a_stride, from_b + b_stride, sums, column, line, sizes)
         add_outer(memory, from_a + 2 * a_stride, from_b + 2 * b_stride, sums, column, line, sizes)
         add_outer(memory, from_a + 3 * a_stride, from_b + 3 * b_stride, sums, column, line, sizes)
     for k in range(whole, n):
-        from_a, from_b = unsigned(a + k * a_stride) + down, unsigned(b + k * b_stride) + right
+        from_a, from_b = aligned(a + k * a_stride) + down, aligned(b + k * b_stride) + right
         add_outer(memory, from_a, from_b, sums, column, line, sizes)
 
 
@@ -113,34 +126,33 @@ def bring_slab(memory, slab, w, weight, n_out, k, left, n_k, n_columns, is_trans
     """
     _, width, depth, _, _, threads = sizes
     zero = type(w[0])(0)
-    for turn in range(-(-depth * width // threads)):
-        t = np.int64(thread) + turn * threads
-        if is_transposed:  # neighbouring threads read neighbouring numbers
-            inner, j = t % depth, t // depth
-            place = weight + (left + j) * n_out + k + inner
-        else:
-            inner, j = t // width, t % width
-            place = weight + (k + inner) * n_out + left + j
-        if inner < depth and j < width:
-            is_inside = k + inner < n_k and left + j < n_columns
-            value = w[place if is_inside else weight]  # a load without a branch, of which many are on their way
-            memory[slab + inner * (width + PADDING) + j] = value if is_inside else zero
+    if is_transposed:  # neighbouring threads read neighbouring numbers
+        inner, j, down, across = np.int64(thread) % depth, np.int64(thread) // depth, 0, threads // depth
+        first, step = weight + (left + j) * n_out + k + inner, across * n_out
+    else:
+        inner, j, down, across = np.int64(thread) // width, np.int64(thread) % width, threads // width, 0
+        first, step = weight + (k + inner) * n_out + left + j, down * n_out
+    for turn in range(depth * width // threads):
+        is_inside = k + inner + turn * down < n_k and left + j + turn * across < n_columns
+        value = w[np.uint32(first + turn * step if is_inside else weight)]  # no branch: many loads are on their way
+        memory[slab + (inner + turn * down) * (width + PADDING) + j + turn * across] = value if is_inside else zero
 
 
 @formula
-def place_of(thread, i, j, left, sizes):
-    """Which output and which row of a tile sums[i, j] is."""
+def place_of(thread, j, left, sizes):
+    """Of which output sums[:, j] are, and of which row the first of them is."""
     _, width, _, tall, wide, _ = sizes
     vector, across = min(wide, VECTOR), np.uint32(width // wide)
-    unit = left + j // vector * (width * vector // wide) + np.int64(thread % across) * vector + j % vector
-    return unit, np.int64(thread // across) * tall + i
+    unit = unsigned(left) + j // vector * (width * vector // wide) + np.int64(thread % across) * vector + j % vector
+    return unit, np.int64(thread // across) * tall
 
 
 @formula
-def add_gradient(memory, h, d, n_in, n_out, parts, place, adds, thread, sums, column, lines, sizes):
+def add_gradient(memory, h, d, n_in, n_out, parts, place, adds, thread, sums, column, lines, at_once, sizes):
     """parts[place + i · n_out + j] = the sum over the tile's rows of H[i] · D[j], or more by that where `adds`.
 
-    H and D in units h … and d …; every thread writes outputs of its own, and waits for none.
+    H and D in units h … and d …, of which `at_once` rows are read together; every thread writes outputs of its own, and
+    waits for none.
     """
     rows, zero = sizes[0], type(parts[0])(0)
     stride, across, down = rows + PADDING, _WIDTH // WIDE, _HEIGHT // TALL
@@ -150,25 +162,29 @@ def add_gradient(memory, h, d, n_in, n_out, parts, place, adds, thread, sums, co
             for i in range(TALL):
                 for j in range(WIDE):
                     sums[i, j] = zero
-            for r in range(0, rows, QUAD):
+            for turn in range(rows // at_once):
                 for j in range(WIDE):
                     # behind the last unit that one again, so that nobody reads what is not there
-                    unit = np.int64(np.uint32(min(left + first_j + j * across, n_out - 1)))
-                    for q in range(QUAD):
-                        lines[j, q] = memory[(d + unit) * stride + r + q]
+                    unit = min(left + first_j + j * across, n_out - 1)
+                    start = aligned((d + unit) * stride + turn * at_once)
+                    for q in range(at_once):
+                        lines[j, q] = memory[start + q]
                 for i in range(TALL):
-                    unit = np.int64(np.uint32(min(top + first_i + i * down, n_in - 1)))
-                    for q in range(QUAD):
-                        column[q] = memory[(h + unit) * stride + r + q]
-                    for q in range(QUAD):
+                    unit = min(top + first_i + i * down, n_in - 1)
+                    start = aligned((h + unit) * stride + turn * at_once)
+                    for q in range(at_once):
+                        column[q] = memory[start + q]
+                    for q in range(at_once):
                         for j in range(WIDE):
                             sums[i, j] += column[q] * lines[j, q]
             for i in range(TALL):
-                for j in range(WIDE):
-                    unit, output = top + first_i + i * down, left + first_j + j * across
-                    if unit < n_in and output < n_out:
-                        p = place + unit * n_out + output
-                        parts[p] = parts[p] + sums[i, j] if adds else sums[i, j]
+                unit = top + first_i + i * down
+                if unit < n_in:
+                    for j in range(WIDE):
+                        output = left + first_j + j * across
+                        if output < n_out:
+                            p = place + unit * n_out + output
+                            parts[p] = parts[p] + sums[i, j] if adds else sums[i, j]
 
 
 @formula
@@ -177,6 +193,7 @@ def add_bias_gradient(memory, d, n_out, parts, place, adds, thread, sizes):
     rows, _, _, _, _, threads = sizes
     for j in range(np.int64(thread), n_out, threads):
         total = type(parts[0])(0)
+        start = aligned((d + j) * (rows + PADDING))
         for r in range(rows):
-            total += memory[(d + j) * (rows + PADDING) + r]
+            total += memory[start + r]
         parts[place + j] = parts[place + j] + total if adds else total
