@@ -21,7 +21,7 @@ have are zeros throughout. The data come to X_UNITS units in front, so many inpu
 """
 
 import numpy as np
-from numba import cuda, from_dtype
+from numba import cuda
 
 from nbbp.cuda.chain import (
     BIAS,
@@ -55,8 +55,10 @@ from nbbp.cuda.fused_tile import (
     copy_rows,
     gather,
     multiply,
+    narrow_of,
     place_of,
     size_at,
+    sizes_of,
     unsigned,
 )
 from nbbp.cuda.kernels import ARRAY, DOUBLES, INTEGER, INTEGERS, N_SAMPLES, NUMBER, SIMULATED, STEP, kernel
@@ -95,12 +97,24 @@ def add_product(
 
 
 @formula
-def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, column, line, sizes):
+def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, column, line, sizes, narrow):
     """H · W + bias of the layer at a place of the table, or the floor of a relu, to SEEN; n rows, from `first` on.
 
-    All threads of the block. H is the data, which come by way of the first units, or what the layer before gave.
+    All threads of the block. H is the data, which come by way of the units in front, or what the layer before gave.
+    `narrow`: the sizes for outputs that are so few.
     """
-    rows, width, _, tall, wide, _ = sizes
+    n_out = size_at(table, at + N_OUT)
+    for left in range(0, n_out, sizes[1]):
+        if n_out - left > narrow[1]:
+            forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, sums, column, line, sizes)
+        else:
+            forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, sums, column, line, narrow)
+
+
+@formula
+def forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, sums, column, line, sizes):
+    """The outputs [left, left + width) of that."""
+    rows, _, _, tall, wide, _ = sizes
     stride, zero = rows + PADDING, type(w[0])(0)
     n_in, n_out, weight, seen = (
         size_at(table, at + N_IN), size_at(table, at + N_OUT), size_at(table, at + WEIGHT), size_at(table, at + SEEN),
@@ -108,26 +122,25 @@ def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, 
     bias, is_relu, source, most = table[at + BIAS], table[at + FUNCTION] == RELU, FIRST_UNIT * stride, X_UNITS
     if at > 0:
         source, most = size_at(table, at - N_COLUMNS + OUT) * stride, n_in
-    for left in range(0, n_out, width):
-        for i in range(tall):
-            for j in range(wide):
-                sums[i, j] = zero
-        for begin in range(0, n_in, most):
-            n_k = min(most, n_in - begin)
-            if at == 0 and (left == 0 or n_in > most):
-                gather(memory, x, n_in, order, first, n, begin, n_k, thread, sizes)
-            add_product(
-                memory, source, slab, w, weight + begin * n_out, n_out, left, n_k, n_out, False, thread, sums, column,
-                line, sizes,
-            )  # fmt: skip
+    for i in range(tall):
         for j in range(wide):
-            unit, r = place_of(thread, j, left, sizes)
-            if unit < n_out:
-                start, place = w[bias + unit] if bias >= 0 else zero, aligned((seen + unit) * stride) + r
-                for i in range(tall):
-                    value = sums[i, j] + start
-                    value = zero if is_relu and value < zero else value  # false for NaN, which stays
-                    memory[place + i] = value if r + i < n else zero
+            sums[i, j] = zero
+    for begin in range(0, n_in, most):
+        n_k = min(most, n_in - begin)
+        if at == 0 and (left == 0 or n_in > most):
+            gather(memory, x, n_in, order, first, n, begin, n_k, thread, sizes)
+        add_product(
+            memory, source, slab, w, weight + begin * n_out, n_out, left, n_k, n_out, False, thread, sums, column,
+            line, sizes,
+        )  # fmt: skip
+    for j in range(wide):
+        unit, r = place_of(thread, j, left, sizes)
+        if unit < n_out:
+            start, place = w[bias + unit] if bias >= 0 else zero, aligned((seen + unit) * stride) + r
+            for i in range(tall):
+                value = sums[i, j] + start
+                value = zero if is_relu and value < zero else value  # false for NaN, which stays
+                memory[place + i] = value if r + i < n else zero
 
 
 @formula
@@ -167,9 +180,9 @@ def fused_forward(number, variant):
     y. `n_units` of shared memory, and a slab behind them. Writes y, whose rows are `y_stride` apart.
     """
     first_code, second_code, tile = variant
-    sizes = tile.height, tile.width, tile.depth, tile.tall, tile.wide, tile.threads
+    sizes, narrow = sizes_of(tile), sizes_of(narrow_of(tile))
     rows, stride, unaligned, zero = tile.height, tile.height + PADDING, SIMULATED, number(0)
-    kind = from_dtype(np.dtype(number))  # which the simulator wants for memory of the launch
+    kind = np.dtype(number)  # which the simulator wants for memory of the launch
     shape, tall, wide = (tile.tall, tile.wide), tile.tall, tile.wide
 
     def fused_forward(
@@ -191,7 +204,9 @@ def fused_forward(number, variant):
             n = min(rows, n_rows - top)
             for layer in range(n_layers):
                 at = layer * N_COLUMNS
-                forward_layer(memory, table, at, slab, w, x, order, start + top, n, thread, sums, column, line, sizes)
+                forward_layer(
+                    memory, table, at, slab, w, x, order, start + top, n, thread, sums, column, line, sizes, narrow
+                )
                 function, alpha, seen = table[at + FUNCTION], alphas[layer], size_at(table, at + SEEN) * stride
                 if function < NO_FUNCTION:
                     cuda.syncthreads()
@@ -216,7 +231,6 @@ def fused_forward(number, variant):
                         memory[(out + j) * stride + r] = value - log(total) if row_function == 2 else exp(value) / total
                 cuda.syncthreads()
             copy_rows(memory, out, n_out, y, top, y_stride, n, thread, sizes)
-            cuda.syncthreads()
 
     return fused_forward
 
@@ -238,9 +252,9 @@ def fused_gradient(number, variant):
     As in nbbp/cuda/crossentropy.py one of target and labels is empty.
     """
     loss, first_code, second_code, tile = variant
-    sizes = tile.height, tile.width, tile.depth, tile.tall, tile.wide, tile.threads
+    sizes, narrow = sizes_of(tile), sizes_of(narrow_of(tile))
     rows, stride, unaligned, zero = tile.height, tile.height + PADDING, SIMULATED, number(0)
-    kind = from_dtype(np.dtype(number))  # which the simulator wants for memory of the launch
+    kind = np.dtype(number)  # which the simulator wants for memory of the launch
     shape, tall, wide, of_weights = (tile.tall, tile.wide), tile.tall, tile.wide, (TALL, WIDE)
     at_once = 2 if SIMULATED else ALIGNMENT // np.dtype(number).itemsize
     lines_at_once = WIDE, at_once
@@ -275,7 +289,7 @@ def fused_gradient(number, variant):
 
             for layer in range(n_layers):
                 at, alpha = layer * N_COLUMNS, alphas[layer]
-                forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, column, line, sizes)
+                forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, column, line, sizes, narrow)
                 function, n_out = table[at + FUNCTION], size_at(table, at + N_OUT)
                 seen, out = size_at(table, at + SEEN) * stride, size_at(table, at + OUT) * stride
                 if function < NO_FUNCTION:

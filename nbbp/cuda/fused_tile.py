@@ -18,6 +18,8 @@ TILES = (
     if SIMULATED
     else (Tile(8, 64, 64, 1, 4), Tile(16, 64, 32, 2, 4), Tile(32, 64, 32, 4, 4), Tile(64, 64, 32, 4, 8))
 )
+#: What a tile's width, and a gradient's, is divided by for outputs that are few.
+_QUARTER = 2 if SIMULATED else 4
 #: Threads of a block, whatever the tile.
 THREADS = TILES[0].threads
 #: A weight gradient at a time: HEIGHT inputs, WIDTH outputs; its depth, rows at once, is that of the row tile's loads.
@@ -35,6 +37,19 @@ ALIGNMENT = 16
 PADDING = 4
 #: Lines that a product takes without looking whether there are more.
 _STEPS = 4
+
+
+def narrow_of(tile: Tile) -> Tile:
+    """The tile for the last outputs of a layer, which are few: a quarter as wide, by as many threads."""
+    width = tile.width // _QUARTER
+    share = tile.height * width // THREADS
+    tall = min(tile.tall, share)
+    return Tile(tile.height, width, tile.depth, tall, share // tall)
+
+
+def sizes_of(tile: Tile) -> tuple[int, ...]:
+    """A tile as kernels are given it."""
+    return tile.height, tile.width, tile.depth, tile.tall, tile.wide, tile.threads
 
 
 @formula
@@ -134,7 +149,8 @@ def bring_slab(memory, slab, w, weight, n_out, k, left, n_k, n_columns, is_trans
         first, step = weight + (k + inner) * n_out + left + j, down * n_out
     for turn in range(depth * width // threads):
         is_inside = k + inner + turn * down < n_k and left + j + turn * across < n_columns
-        value = w[np.uint32(first + turn * step if is_inside else weight)]  # no branch: many loads are on their way
+        # without a branch, so that many loads are on their way
+        value = w[unsigned(first + turn * step if is_inside else weight)]
         memory[slab + (inner + turn * down) * (width + PADDING) + j + turn * across] = value if is_inside else zero
 
 
@@ -154,37 +170,53 @@ def add_gradient(memory, h, d, n_in, n_out, parts, place, adds, thread, sums, co
     H and D in units h … and d …, of which `at_once` rows are read together; every thread writes outputs of its own, and
     waits for none.
     """
-    rows, zero = sizes[0], type(parts[0])(0)
-    stride, across, down = rows + PADDING, _WIDTH // WIDE, _HEIGHT // TALL
-    first_i, first_j = np.int64(thread // np.uint32(across)), np.int64(thread % np.uint32(across))
     for top in range(0, n_in, _HEIGHT):
         for left in range(0, n_out, _WIDTH):
-            for i in range(TALL):
-                for j in range(WIDE):
-                    sums[i, j] = zero
-            for turn in range(rows // at_once):
-                for j in range(WIDE):
-                    # behind the last unit that one again, so that nobody reads what is not there
-                    unit = min(left + first_j + j * across, n_out - 1)
-                    start = aligned((d + unit) * stride + turn * at_once)
-                    for q in range(at_once):
-                        lines[j, q] = memory[start + q]
-                for i in range(TALL):
-                    unit = min(top + first_i + i * down, n_in - 1)
-                    start = aligned((h + unit) * stride + turn * at_once)
-                    for q in range(at_once):
-                        column[q] = memory[start + q]
-                    for q in range(at_once):
-                        for j in range(WIDE):
-                            sums[i, j] += column[q] * lines[j, q]
-            for i in range(TALL):
-                unit = top + first_i + i * down
-                if unit < n_in:
-                    for j in range(WIDE):
-                        output = left + first_j + j * across
-                        if output < n_out:
-                            p = place + unit * n_out + output
-                            parts[p] = parts[p] + sums[i, j] if adds else sums[i, j]
+            if n_out - left > _WIDTH // _QUARTER:
+                add_gradient_panel(
+                    memory, h, d, n_in, n_out, top, left, parts, place, adds, thread, sums, column, lines, at_once,
+                    sizes[0], WIDE,
+                )  # fmt: skip
+            else:
+                add_gradient_panel(
+                    memory, h, d, n_in, n_out, top, left, parts, place, adds, thread, sums, column, lines, at_once,
+                    sizes[0], WIDE // _QUARTER,
+                )  # fmt: skip
+
+
+@formula
+def add_gradient_panel(
+    memory, h, d, n_in, n_out, top, left, parts, place, adds, thread, sums, column, lines, at_once, rows, wide,
+):  # fmt: skip
+    """TALL inputs from `top` on and `wide` outputs from `left` on of a thread; neighbouring threads' are neighbours."""
+    stride, across, down, zero = rows + PADDING, _WIDTH // WIDE, _HEIGHT // TALL, type(parts[0])(0)
+    first_i, first_j = top + np.int64(thread // np.uint32(across)), left + np.int64(thread % np.uint32(across))
+    for i in range(TALL):
+        for j in range(wide):
+            sums[i, j] = zero
+    for turn in range(rows // at_once):
+        for j in range(wide):
+            # behind the last unit that one again, so that nobody reads what is not there
+            unit = min(first_j + j * across, n_out - 1)
+            start = aligned((d + unit) * stride + turn * at_once)
+            for q in range(at_once):
+                lines[j, q] = memory[start + q]
+        for i in range(TALL):
+            unit = min(first_i + i * down, n_in - 1)
+            start = aligned((h + unit) * stride + turn * at_once)
+            for q in range(at_once):
+                column[q] = memory[start + q]
+            for q in range(at_once):
+                for j in range(wide):
+                    sums[i, j] += column[q] * lines[j, q]
+    for i in range(TALL):
+        unit = first_i + i * down
+        if unit < n_in:
+            for j in range(wide):
+                output = first_j + j * across
+                if output < n_out:
+                    p = unsigned(place + unit * n_out + output)
+                    parts[p] = parts[p] + sums[i, j] if adds else sums[i, j]
 
 
 @formula

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import watched_memory
 from cuda_cases import BATCHES, assert_same_standing, assert_same_steps, batch_of, twins
 from engine_cases import ALL_ACTIVATIONS, ALL_LOSSES, ALL_OPTIMIZERS, DTYPES, assert_near, label
 from numba import cuda
@@ -97,6 +98,46 @@ def test_tiles(tile, monkeypatch):
     models = twins(LAYERS, 6, LOSS, "float64", "adam")
     sizes = [2 * 3 * tile.height + rest for rest in range(tile.height if kernels.SIMULATED else 3)]
     assert_fused_steps(models, [batch_of(models[0], n, n) for n in sizes])
+
+
+@pytest.mark.skipif(not kernels.SIMULATED, reason="watches the simulator's memory")
+@pytest.mark.parametrize("tile", fused_tile.TILES, ids=str)
+def test_threads_wait_for_each_other(tile, monkeypatch):
+    """No thread touches what another one writes before both have passed a barrier: in all launches, and every branch.
+
+    Layers as wide as a panel, wider and narrower, of every kind of activation; data that come at once, and in parts.
+    """
+    watched_memory.watch(monkeypatch)
+    monkeypatch.setattr(fused_tile, "TILES", (tile,))
+    layers = [Dense(9, "gelu"), Dense(4, "relu"), Dense(6, "tanh"), Dense(3, trainable=False), Dense(5), Dense(3)]
+    for n_in, batch in ((3, 13), (9, 13)):
+        models = twins(layers, n_in, LOSS, "float64", "adam", metrics=("accuracy",))
+        x, y = batch_of(models[0], batch)
+        assert_fused_steps(models, [(x, y)])
+        for model in models:
+            model.fit(x, y, batch_size=7, verbose=0)
+        assert_same_standing(*models)
+        assert_near(models[1].predict_proba(x), models[0].predict_proba(x))
+
+
+@pytest.mark.skipif(not kernels.SIMULATED, reason="watches the simulator's memory")
+def test_a_missing_barrier_is_seen(monkeypatch):
+    """The watch that the test before relies on."""
+    watched_memory.watch(monkeypatch)
+
+    @cuda.jit
+    def hand_on(y, waits):
+        shared = cuda.shared.array(4, np.float64)
+        shared[cuda.threadIdx.x] = cuda.threadIdx.x
+        if waits:
+            cuda.syncthreads()
+        y[cuda.threadIdx.x] = shared[(cuda.threadIdx.x + 1) % 4]
+
+    y = cuda.to_device(np.zeros(4))
+    hand_on[1, 4](y, True)
+    np.testing.assert_array_equal(y.copy_to_host(), [1, 2, 3, 0])
+    with pytest.raises(AssertionError, match="of shared memory, which"):
+        hand_on[1, 4](y, False)
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (2,), (0, 1), (1, 2)])

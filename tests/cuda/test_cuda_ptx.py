@@ -22,8 +22,7 @@ KERNELS = list(everything())
 TARGETS = [("float32", (9, 0)), ("float64", (8, 0))]
 OF_PRODUCTS = [("float32", (8, 0)), ("float64", (9, 0))]
 CASES = [(name, variant, *target) for name, variant in KERNELS for target in TARGETS]
-WITH_PRODUCTS = ("product", "fused_forward", "fused_gradient")
-CASES += [(name, variant, *target) for name, variant in KERNELS for target in OF_PRODUCTS if name in WITH_PRODUCTS]
+CASES += [(name, variant, *target) for name, variant in KERNELS for target in OF_PRODUCTS if name == "product"]
 #: Kernels that add up in float64 whatever the dtype: losses, metrics, norms of gradients; the rate of a mask.
 TAKE_FLOAT64 = (
     "loss", "losses_are_finite", "gradient_is_finite", "crossentropy", "nll", "metric", "adafactor",
@@ -144,3 +143,13 @@ def test_products_read_shared_memory_by_128_bits(cc):
     for name, variant in KERNELS:
         if name == "product" and variant[1].tall == 8:
             assert "ld.shared.v4.f32" in ptx_of(name, "float32", variant, cc)
+
+
+@pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
+def test_fused_steps_read_shared_memory_by_128_bits(cc):
+    """Of the largest tile: three loads for each line of a product, twelve for each four rows of a weight gradient."""
+    tile = fused_tile.TILES[-1]
+    variant = next(variant for name, variant in KERNELS if name == "fused_gradient" and variant[-1] == tile)
+    ptx = ptx_of("fused_gradient", "float32", variant, cc)
+    lines = 5  # four together, and one where fewer are left
+    assert ptx.count("ld.shared.v4.f32") >= 2 * 3 * lines + 12
