@@ -41,7 +41,9 @@ from nbbp.cuda.chain import (
 from nbbp.cuda.fused_tile import (
     ALIGNMENT,
     FIRST_UNIT,
+    LANES,
     PADDING,
+    ROWS_AT_ONCE,
     TALL,
     THREADS,
     TILES,
@@ -79,13 +81,14 @@ FUNCTIONS = ACTIVATIONS["tanh"].code, ACTIVATIONS["gelu"].code
 
 @formula
 def add_product(
-    memory, a, slab, w, weight, n_out, left, n_k, n_columns, is_transposed, thread, sums, column, line, sizes,
+    memory, a, slab, w, weight, n_out, left, n_k, n_columns, is_transposed, thread, registers, sizes,
 ):  # fmt: skip
     """sums[i, j] += a thread's share of A · W, or A · Wᵀ, in the columns [left, left + width); A (rows, n_k) from a on.
 
-    All threads of the block; writes the slab.
+    All threads of the block; writes the slab. `registers`: sums, column, line, and numbers of rows of the data.
     """
     _, width, depth, tall, wide, _ = sizes
+    sums, column, line, _ = registers
     across = np.uint32(width // wide)
     down, right = np.int64(thread // across) * tall, np.int64(thread % across) * min(wide, VECTOR)
     for k in range(0, n_k, depth):
@@ -97,7 +100,7 @@ def add_product(
 
 
 @formula
-def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, column, line, sizes, narrow):
+def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, registers, sizes, narrow):
     """H · W + bias of the layer at a place of the table, or the floor of a relu, to SEEN; n rows, from `first` on.
 
     All threads of the block. H is the data, which come by way of the units in front, or what the layer before gave.
@@ -106,48 +109,49 @@ def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, 
     n_out = size_at(table, at + N_OUT)
     for left in range(0, n_out, sizes[1]):
         if n_out - left > narrow[1]:
-            forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, sums, column, line, sizes)
+            forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, registers, sizes)
         else:
-            forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, sums, column, line, narrow)
+            forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, registers, narrow)
 
 
 @formula
-def forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, sums, column, line, sizes):
+def forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, registers, sizes):
     """The outputs [left, left + width) of that."""
     rows, _, _, tall, wide, _ = sizes
-    stride, zero = rows + PADDING, type(w[0])(0)
+    sums, stride, zero = registers[0], rows + PADDING, type(w[0])(0)
     n_in, n_out, weight, seen = (
         size_at(table, at + N_IN), size_at(table, at + N_OUT), size_at(table, at + WEIGHT), size_at(table, at + SEEN),
     )  # fmt: skip
     bias, is_relu, source, most = table[at + BIAS], table[at + FUNCTION] == RELU, FIRST_UNIT * stride, X_UNITS
     if at > 0:
         source, most = size_at(table, at - N_COLUMNS + OUT) * stride, n_in
-    for i in range(tall):
-        for j in range(wide):
-            sums[i, j] = zero
+    for j in range(wide):
+        unit, _ = place_of(thread, j, left, sizes)
+        start = w[unsigned(bias + min(unit, n_out - 1))] if bias >= 0 else zero
+        for i in range(tall):
+            sums[i, j] = start
     for begin in range(0, n_in, most):
         n_k = min(most, n_in - begin)
         if at == 0 and (left == 0 or n_in > most):
-            gather(memory, x, n_in, order, first, n, begin, n_k, thread, sizes)
+            gather(memory, x, n_in, order, first, n, begin, n_k, thread, registers[3], sizes)
         add_product(
-            memory, source, slab, w, weight + begin * n_out, n_out, left, n_k, n_out, False, thread, sums, column,
-            line, sizes,
+            memory, source, slab, w, weight + begin * n_out, n_out, left, n_k, n_out, False, thread, registers, sizes,
         )  # fmt: skip
     for j in range(wide):
         unit, r = place_of(thread, j, left, sizes)
         if unit < n_out:
-            start, place = w[bias + unit] if bias >= 0 else zero, aligned((seen + unit) * stride) + r
+            place = aligned((seen + unit) * stride) + r
             for i in range(tall):
-                value = sums[i, j] + start
+                value = sums[i, j]
                 value = zero if is_relu and value < zero else value  # false for NaN, which stays
                 memory[place + i] = value if r + i < n else zero
 
 
 @formula
-def backward_layer(memory, table, at, slab, w, n, thread, sums, column, line, sizes):
+def backward_layer(memory, table, at, slab, w, n, thread, registers, sizes):
     """D · Wᵀ, times what OUT of the layer below holds, or through its relu, in the place of that. All threads."""
     rows, width, _, tall, wide, _ = sizes
-    stride, zero = rows + PADDING, type(w[0])(0)
+    sums, stride, zero = registers[0], rows + PADDING, type(w[0])(0)
     n_in, n_out, weight = size_at(table, at + N_IN), size_at(table, at + N_OUT), size_at(table, at + WEIGHT)
     slope, out = size_at(table, at + SLOPE) * stride, size_at(table, at - N_COLUMNS + OUT)
     function = table[at - N_COLUMNS + FUNCTION]
@@ -155,7 +159,7 @@ def backward_layer(memory, table, at, slab, w, n, thread, sums, column, line, si
         for i in range(tall):
             for j in range(wide):
                 sums[i, j] = zero
-        add_product(memory, slope, slab, w, weight, n_out, left, n_out, n_in, True, thread, sums, column, line, sizes)
+        add_product(memory, slope, slab, w, weight, n_out, left, n_out, n_in, True, thread, registers, sizes)
         for j in range(wide):
             unit, r = place_of(thread, j, left, sizes)
             if unit < n_in:
@@ -182,6 +186,7 @@ def fused_forward(number, variant):
     first_code, second_code, tile = variant
     sizes, narrow = sizes_of(tile), sizes_of(narrow_of(tile))
     rows, stride, unaligned, zero = tile.height, tile.height + PADDING, SIMULATED, number(0)
+    n_sources = min(tile.height * LANES // THREADS, ROWS_AT_ONCE)
     kind = np.dtype(number)  # which the simulator wants for memory of the launch
     shape, tall, wide = (tile.tall, tile.wide), tile.tall, tile.wide
 
@@ -195,6 +200,7 @@ def fused_forward(number, variant):
         sums = cuda.local.array(shape, number)
         column = cuda.local.array(tall, number)
         line = cuda.local.array(wide, number)
+        registers = sums, column, line, cuda.local.array(n_sources, np.int64)
         thread, slab = np.uint32(cuda.threadIdx.x), unsigned(n_units) * stride
         start = clock[STEP] * batch
         n_rows = min(batch * n_steps, clock[N_SAMPLES] - start)
@@ -204,9 +210,7 @@ def fused_forward(number, variant):
             n = min(rows, n_rows - top)
             for layer in range(n_layers):
                 at = layer * N_COLUMNS
-                forward_layer(
-                    memory, table, at, slab, w, x, order, start + top, n, thread, sums, column, line, sizes, narrow
-                )
+                forward_layer(memory, table, at, slab, w, x, order, start + top, n, thread, registers, sizes, narrow)
                 function, alpha, seen = table[at + FUNCTION], alphas[layer], size_at(table, at + SEEN) * stride
                 if function < NO_FUNCTION:
                     cuda.syncthreads()
@@ -254,6 +258,7 @@ def fused_gradient(number, variant):
     loss, first_code, second_code, tile = variant
     sizes, narrow = sizes_of(tile), sizes_of(narrow_of(tile))
     rows, stride, unaligned, zero = tile.height, tile.height + PADDING, SIMULATED, number(0)
+    n_sources = min(tile.height * LANES // THREADS, ROWS_AT_ONCE)
     kind = np.dtype(number)  # which the simulator wants for memory of the launch
     shape, tall, wide, of_weights = (tile.tall, tile.wide), tile.tall, tile.wide, (TALL, WIDE)
     at_once = 2 if SIMULATED else ALIGNMENT // np.dtype(number).itemsize
@@ -272,6 +277,7 @@ def fused_gradient(number, variant):
         sums = cuda.local.array(shape, number)
         column = cuda.local.array(tall, number)
         line = cuda.local.array(wide, number)
+        registers = sums, column, line, cuda.local.array(n_sources, np.int64)
         sums_of_weights = cuda.local.array(of_weights, number)
         quad = cuda.local.array(at_once, number)
         quads = cuda.local.array(lines_at_once, number)
@@ -289,7 +295,7 @@ def fused_gradient(number, variant):
 
             for layer in range(n_layers):
                 at, alpha = layer * N_COLUMNS, alphas[layer]
-                forward_layer(memory, table, at, slab, w, x, order, first, n, thread, sums, column, line, sizes, narrow)
+                forward_layer(memory, table, at, slab, w, x, order, first, n, thread, registers, sizes, narrow)
                 function, n_out = table[at + FUNCTION], size_at(table, at + N_OUT)
                 seen, out = size_at(table, at + SEEN) * stride, size_at(table, at + OUT) * stride
                 if function < NO_FUNCTION:
@@ -357,7 +363,7 @@ def fused_gradient(number, variant):
                         n_k = min(most, n_in - begin)
                         if layer == 0 and n_in > most:
                             cuda.syncthreads()
-                            gather(memory, x, n_in, order, first, n, begin, n_k, thread, sizes)
+                            gather(memory, x, n_in, order, first, n, begin, n_k, thread, registers[3], sizes)
                             cuda.syncthreads()
                         add_gradient(
                             memory, source, slope, n_k, n_out, parts, part + table[at + WEIGHT] + begin * n_out, adds,
@@ -375,7 +381,7 @@ def fused_gradient(number, variant):
                             else:
                                 value = activation_derivative(second_code, memory[seen + place], alpha)
                             memory[out + place] = value
-                    backward_layer(memory, table, at, slab, w, n, thread, sums, column, line, sizes)
+                    backward_layer(memory, table, at, slab, w, n, thread, registers, sizes)
                     cuda.syncthreads()
             cuda.syncthreads()
         bad = cuda.syncthreads_or(bad)

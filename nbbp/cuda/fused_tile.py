@@ -29,8 +29,8 @@ _HEIGHT, _WIDTH, TALL, WIDE = GRADIENT.height, GRADIENT.width, GRADIENT.tall, GR
 FIRST_UNIT = 1
 #: Inputs of the first layer that are brought to shared memory at a time.
 X_UNITS = GRADIENT.height
-#: Threads that read a row of the data side by side.
-LANES = 2 if SIMULATED else 32
+#: Threads that read a row of the data side by side, and rows that a thread reads at a time at most.
+LANES, ROWS_AT_ONCE = (2, 1) if SIMULATED else (32, 8)
 #: Numbers of a load from shared memory, bytes of it, and numbers between lines and between lines of a slab.
 VECTOR = 4
 ALIGNMENT = 16
@@ -75,20 +75,26 @@ def size_at(table, place):
 
 
 @formula
-def gather(memory, x, n_in, order, first, n, begin, n_units, thread, sizes):
+def gather(memory, x, n_in, order, first, n, begin, n_units, thread, sources, sizes):
     """Inputs [begin, begin + n_units) of the tile's n rows, which are the run's from `first` on, to units FIRST_UNIT …
 
+    A thread has as many rows of the data at a time as `sources` holds, all of whose loads are on their way together.
     Writes these units, zeros where the tile has no row.
     """
     rows, _, _, _, _, threads = sizes
-    stride = rows + PADDING
-    lane, zero = np.int64(thread % np.uint32(LANES)), type(x[0])(0)
-    for r in range(np.int64(thread // np.uint32(LANES)), rows, threads // LANES):
-        source = 0
-        if r < n:
-            source = order[first + r] if order.size > 0 else first + r
+    stride, zero, apart = rows + PADDING, type(x[0])(0), threads // LANES
+    at_once = min(rows // apart, ROWS_AT_ONCE)
+    lane = np.int64(thread % np.uint32(LANES))
+    for top in range(np.int64(thread // np.uint32(LANES)), rows, apart * at_once):
+        for turn in range(at_once):
+            sources[turn] = first + min(top + turn * apart, n - 1)
+        if order.size > 0:
+            for turn in range(at_once):
+                sources[turn] = order[sources[turn]]
         for u in range(lane, n_units, LANES):
-            memory[(FIRST_UNIT + u) * stride + r] = x[source * n_in + begin + u] if r < n else zero
+            for turn in range(at_once):
+                r, value = top + turn * apart, x[sources[turn] * n_in + begin + u]
+                memory[(FIRST_UNIT + u) * stride + r] = value if r < n else zero
 
 
 @formula
@@ -194,6 +200,11 @@ def add_gradient_panel(
     for i in range(TALL):
         for j in range(wide):
             sums[i, j] = zero
+    if adds:  # loads before all stores and without a branch, so that they are on their way together
+        for i in range(TALL):
+            line = place + min(first_i + i * down, n_in - 1) * n_out
+            for j in range(wide):
+                sums[i, j] = parts[unsigned(line + min(first_j + j * across, n_out - 1))]
     for turn in range(rows // at_once):
         for j in range(wide):
             # behind the last unit that one again, so that nobody reads what is not there
@@ -215,8 +226,7 @@ def add_gradient_panel(
             for j in range(wide):
                 output = first_j + j * across
                 if output < n_out:
-                    p = unsigned(place + unit * n_out + output)
-                    parts[p] = parts[p] + sums[i, j] if adds else sums[i, j]
+                    parts[unsigned(place + unit * n_out + output)] = sums[i, j]
 
 
 @formula
