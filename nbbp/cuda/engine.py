@@ -9,7 +9,7 @@ A step is a list of launches that was made once, when the program was bound: ker
 changes from step to step (which rows, which coefficients, which random numbers) kernels find by a clock on the GPU,
 which the last launch of the step moves on; so nothing is computed on the host in between, and runs of many steps are
 launched as graphs (nbbp/cuda/graph.py), or, for small chains of dense layers, all steps as one kernel
-(nbbp/cuda/chain.py).
+(nbbp/cuda/chain.py). Larger chains are two launches a step, and one where they predict (nbbp/cuda/fused.py).
 
 Legend: a bound program owns its workspace; the parameters and slots are the model's (nbbp/cuda/memory.py); everything
 that a caller brings is attached before a run: arrays of the host, for which the program has places on the GPU that stay
@@ -27,8 +27,9 @@ from numba import cuda
 from nbbp import ops
 from nbbp.compiling import interrupts_wait
 from nbbp.cuda import graph, kernels
-from nbbp.cuda.chain_programs import N_STEPS, chain_launch, chain_of
+from nbbp.cuda.chain_programs import N_STEPS, chain_launch
 from nbbp.cuda.cublas import Library, LibraryProduct
+from nbbp.cuda.fused_programs import bind_forward, bind_step, prediction_launch
 from nbbp.cuda.launch import Attached, Binding, Launch, launch_of
 from nbbp.cuda.memory import Memory
 
@@ -83,7 +84,6 @@ class BoundProgram:
         with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
             self.settings = np.array(program.settings, self.dtype)
         self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
-        self._make_workspace()
         self.stream = cuda.stream()
         self.library = Library(self.stream)
         self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in (self.dtype, np.float64, np.int64)}
@@ -97,10 +97,10 @@ class BoundProgram:
         self._places: dict[str, Any] = {}
         self._graphs: OrderedDict[tuple, dict[int, graph.StepGraph]] = OrderedDict()
         self._has_run, self._driver = False, graph.driver()
-        chain = chain_of(program, self.settings)
-        self._chain = None if chain is None else chain_launch(self, chain)
-        if self._chain is None:
-            for op in program.ops:
+        self._chain = chain_launch(self) or prediction_launch(self)
+        if self._chain is None and not bind_step(self):
+            self._make_workspace()
+            for op in bind_forward(self):
                 Binding(self, op).bind()
             self.launches.append(launch_of(self, "next_step", ((1,), (1,)), [self.clock]))
         self._sized = [launch for launch in self.launches if isinstance(launch, LibraryProduct)]

@@ -70,6 +70,8 @@ _MODULES = (
     "embedding",
     "scan",
     "chain",
+    "fused",
+    "fused_update",
 )
 
 
@@ -128,13 +130,34 @@ def compiled(name: str, dtype: Any, variant: Any = 0) -> Any:
     return _compiled[key]
 
 
-def configured(kernel: Any, grid: tuple, block: tuple, stream: Any) -> Callable:
-    """What launches a kernel on this grid: of the arguments."""
+def configured(kernel: Any, grid: tuple, block: tuple, stream: Any, shared: int = 0) -> Callable:
+    """What launches a kernel on this grid, with bytes of shared memory beside the kernel's own: of the arguments."""
     if SIMULATED:  # where a kernel keeps one configuration
-        return lambda *arguments: kernel[grid, block](*arguments)
+        return lambda *arguments: kernel[grid, block, stream, shared](*arguments)
     with warnings.catch_warnings():  # small grids are what small networks have
         warnings.simplefilter("ignore", NumbaPerformanceWarning)
-        return kernel[grid, block, stream]
+        return kernel[grid, block, stream, shared]
+
+
+def allow_shared(name: str, dtype: Any, variant: Any, n_bytes: int) -> bool:
+    """Let blocks of a kernel bring so much shared memory, which beyond 48 KiB has to be asked for; False if they can't.
+
+    As numba-cuda asks for its ``shared_memory_carveout``.
+    """
+    kernel = compiled(name, dtype, variant)
+    if SIMULATED:
+        return True
+    from numba.cuda.cudadrv import driver
+
+    try:
+        (overload,) = kernel.overloads.values()
+        function = overload._codelibrary.get_cufunc()
+        attribute = driver.binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.driver.cuKernelSetAttribute(attribute, n_bytes, function.handle, function.device.id)
+    except (AttributeError, driver.CudaAPIError) as error:
+        warnings.warn(f"blocks have 48 KiB of shared memory, which is slower: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 @functools.cache

@@ -78,14 +78,19 @@ class Launch:
     Parameters
     ----------
     kernel : dispatcher
-    shape : (grid, block)
+    shape : (grid, block) or (grid, block, bytes)
+        With bytes of shared memory that the kernel leaves to its launch.
     arguments : list
         Device arrays and numbers; `Attached` where the caller's arrays come.
     stream : stream
+    name : str
+        The kernel's, in the registry.
     """
 
-    def __init__(self, kernel: Any, shape: tuple[tuple, tuple], arguments: list, stream: Any) -> None:
-        self._configured, self.arguments = kernels.configured(kernel, *shape, stream), arguments
+    def __init__(self, kernel: Any, shape: tuple, arguments: list, stream: Any, name: str) -> None:
+        grid, block, *shared = shape
+        self.name = name
+        self._configured, self.arguments = kernels.configured(kernel, grid, block, stream, *shared), arguments
         self.attached = [(place, value.name) for place, value in enumerate(arguments) if isinstance(value, Attached)]
 
     def take(self, arrays: Mapping[str, Any]) -> None:
@@ -97,9 +102,9 @@ class Launch:
         self._configured(*self.arguments)
 
 
-def launch_of(bound: Any, name: str, shape: tuple[tuple, tuple], arguments: list, variant: Any = 0) -> Launch:
+def launch_of(bound: Any, name: str, shape: tuple, arguments: list, variant: Any = 0) -> Launch:
     """A launch of a kernel of the registry, for a bound program."""
-    return Launch(kernels.compiled(name, bound.dtype, variant), shape, arguments, bound.stream)
+    return Launch(kernels.compiled(name, bound.dtype, variant), shape, arguments, bound.stream, name)
 
 
 class Binding:

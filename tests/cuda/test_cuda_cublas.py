@@ -11,7 +11,7 @@ from engine_cases import DTYPES, assert_near
 from numba import cuda
 
 from nbbp import losses
-from nbbp.cuda import chain, cublas, kernels
+from nbbp.cuda import chain, cublas, fused_programs, kernels
 from nbbp.layers import Dense
 
 LOSS = losses.Crossentropy()
@@ -100,6 +100,7 @@ def library(monkeypatch):
     monkeypatch.setattr(cublas, "LEAST_SIDE", 1)
     monkeypatch.setattr(cublas, "WORKSPACE", 1 << 10)
     monkeypatch.setattr(chain, "MOST_WORK", 0)
+    monkeypatch.setattr(fused_programs, "WIDEST", 0)
     monkeypatch.setattr(type(cuda.stream()), "__int__", lambda stream: 7, raising=False)
     return found
 

@@ -8,7 +8,7 @@ from numba import njit
 
 pytest.importorskip("numba_cuda")
 
-from nbbp.cuda import adafactor, kernels
+from nbbp.cuda import adafactor, fused_programs, fused_tile, kernels
 from nbbp.device_functions import CudaFunctions
 from nbbp.layers import Dense
 from nbbp.losses import Crossentropy
@@ -27,6 +27,7 @@ CASES += [(name, variant, *target) for name, variant in KERNELS for target in OF
 TAKE_FLOAT64 = (
     "loss", "losses_are_finite", "gradient_is_finite", "crossentropy", "nll", "metric", "adafactor",
     "prepare_gradient", "finish_gradient", "train_chain", "dropout", "stochastic_depth", "first_row_not_summing_to_one",
+    "fused_gradient",
 )  # fmt: skip
 #: A thread may hold so many registers, and all threads of a block together, on every GPU that numba-cuda supports.
 MOST_REGISTERS, MOST_OF_BLOCK = 255, 1 << 16
@@ -36,6 +37,8 @@ def threads_of(name, variant) -> int:
     """Threads of a block of this kernel."""
     if name == "product":
         return variant[1].threads
+    if name in ("fused_forward", "fused_gradient"):
+        return fused_programs._RESIDENT * fused_tile.THREADS  # of all blocks that are to be there together
     if name in ("batch_norm_statistics", "batch_norm_sums", "norm_of_rows_gradient"):
         return kernels.COLUMN_LANES * kernels.COLUMNS
     return adafactor.THREADS if name == "adafactor" else kernels.THREADS
@@ -156,3 +159,13 @@ def test_two_blocks_of_the_largest_products_share_a_multiprocessor(cc):
         if name == "product" and variant[1].tall == 8:
             found = figures(ptx_of(name, "float32", variant, cc), cc, ptxas())
             assert 2 * found.registers * variant[1].threads <= MOST_OF_BLOCK
+
+
+@pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
+def test_fused_steps_read_shared_memory_by_128_bits(cc):
+    """Of the largest tile: three loads for each line of a product, twelve for each four rows of a weight gradient."""
+    tile = fused_tile.TILES[-1]
+    variant = next(variant for name, variant in KERNELS if name == "fused_gradient" and variant[-1] == tile)
+    ptx = ptx_of("fused_gradient", "float32", variant, cc)
+    lines = 5  # four together, and one where fewer are left
+    assert ptx.count("ld.shared.v4.f32") >= 2 * 3 * lines + 12
