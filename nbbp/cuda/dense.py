@@ -20,10 +20,23 @@ import numpy as np
 from numba import cuda
 
 from nbbp import ops
-from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, MOST_BLOCKS, N_SAMPLES, NUMBER, SIMULATED, STEP, kernel
+from nbbp.cuda.kernels import (
+    ARRAY,
+    FORWARD,
+    INTEGER,
+    INTEGERS,
+    MOST_BLOCKS,
+    N_SAMPLES,
+    NUMBER,
+    OVER_ROWS,
+    SIMULATED,
+    STEP,
+    TRANSPOSED,
+    kernel,
+)
 from nbbp.cuda.launch import Binding, binds, flat
+from nbbp.cuda.tensor_product import bind_tensor_product
 
-FORWARD, TRANSPOSED, OVER_ROWS = range(3)
 #: As in nbbp/lowering/dense.py: the layout of a product whose second operand is transposed.
 _LAYOUT_TRANSPOSED = 2
 
@@ -190,7 +203,10 @@ def sum_of_parts(number, variant):
 
 @binds("product", "deep_product")
 def bind_product(op: Binding) -> None:
-    """One of the three products of a dense layer."""
+    """One of the three products of a dense layer: on tensor cores where the precision has a format of theirs."""
+    if op.bound.format:
+        bind_tensor_product(op)
+        return
     over_rows = op[ops.CONTRACTS_ROWS] != 0
     n_in, n_out = op[ops.N_IN], op[ops.N_OUT]
     m = n_in if over_rows else op.batch

@@ -29,6 +29,8 @@ from nbbp.cuda import graph, kernels
 from nbbp.cuda.chain_programs import N_STEPS, chain_launch, chain_of
 from nbbp.cuda.launch import Attached, Binding, Launch, launch_of
 from nbbp.cuda.memory import Memory
+from nbbp.cuda.mixed import roundings_of_products
+from nbbp.cuda.tensor_cores import FORMATS
 
 #: Numbers that a buffer's place in the workspace is a multiple of: loads of 128 bits, and float64 in float32 memory.
 _ALIGNED = 32
@@ -42,6 +44,7 @@ _WRITTEN = {
     "finish_gradient": (ops.SLOT_1,),
     "snapshot": (ops.Y,),
     "batch_norm_forward": (ops.STATE,),
+    "update_loss_scale": (ops.LOSS_SCALE,),
 }
 
 
@@ -57,6 +60,8 @@ class BoundProgram:
         The model's own buffers ("parameters", "slot 0", …).
     seed : int
         Key of the layers' random numbers.
+    precision : {"float32", "tf32", "bf16", "fp16"}
+        What products compute in.
 
     Attributes
     ----------
@@ -64,22 +69,25 @@ class BoundProgram:
         The model's and the workspace's.
     launches : list of Launch
         One step.
+    format : int
+        That of tensor cores (nbbp/cuda/tensor_cores.py); 0 where products are of the dtype itself.
     lock : Lock
         To be held from `attach` to the end of what the run leaves behind.
     """
 
-    def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0) -> None:
+    def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0, precision: str = "float32") -> None:
         kernels.load()
         if getattr(program, "monitored", None) is not None:
             raise NotImplementedError("steps that are monitored are not on CUDA yet; expected device='cpu' for them")
         self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
-        self.memory, self.seed = memory, seed
+        self.memory, self.seed, self.format = memory, seed, FORMATS.get(precision, 0)
         with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
             self.settings = np.array(program.settings, self.dtype)
         self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
         self._make_workspace()
         self.stream = cuda.stream()
-        self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in (self.dtype, np.float64, np.int64)}
+        kinds = self.dtype, np.float64, np.int64, np.uint16
+        self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in kinds}
         self.clock = cuda.to_device(np.zeros(kernels.CLOCK_LENGTH, np.int64))
         self.verdict = cuda.to_device(np.ones(2, np.int64))
         self.norm = cuda.to_device(np.zeros(1))
@@ -94,8 +102,10 @@ class BoundProgram:
         chain = chain_of(program, self.settings)
         self._chain = None if chain is None else chain_launch(self, chain)
         if self._chain is None:
-            for op in program.ops:
-                Binding(self, op).bind()
+            roundings = roundings_of_products(program.ops)
+            for row, op in enumerate(program.ops):
+                if row not in roundings.values():
+                    Binding(self, op, rounds=row in roundings).bind()
             self.launches.append(launch_of(self, "next_step", ((1,), (1,)), [self.clock]))
         self._changes = self._written_buffers()
 

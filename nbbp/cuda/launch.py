@@ -107,10 +107,12 @@ class Binding:
     ----------
     bound : nbbp.cuda.engine.BoundProgram
     op : nbbp.program.Op
+    rounds : bool
+        Whether a product rounds what it gives (nbbp/cuda/mixed.py).
     """
 
-    def __init__(self, bound: Any, op: Any) -> None:
-        self.bound, self.op = bound, op
+    def __init__(self, bound: Any, op: Any, rounds: bool = False) -> None:
+        self.bound, self.op, self.rounds = bound, op, rounds
         self.kernel, self.variant = op.kernel, op.variant
         self.batch, self.clock = bound.program.batch, bound.clock
 
