@@ -4,8 +4,8 @@
     python -m profiling.cuda --rows 1 3 --peers nbbp torch-graph --repeats 3
 
 A step is forward, loss, backward and Adam, ReLU, crossentropy, in float32 (tf32 is off) or in the row's precision,
-which is everybody's then; every batch is other rows of data that lie on the GPU. nbbp is timed through ``fit``, with its
-checks, shuffle and gather; the others are given their batches cut beforehand. Whichever library is not installed, or
+which is everybody's then; every batch is other rows of data that lie on the GPU. nbbp is timed through ``fit``, with
+its checks, shuffle and gather; the others get their batches cut beforehand. Whichever library is not installed, or
 finds no GPU, is left out. Before it is timed, its losses over the first steps must agree with a float64 reference, as
 far as the precision goes. Repeats interleave; the minimum is kept. Times are those of device events around work that
 ends with the device idle, JAX's of the clock.

@@ -9,7 +9,7 @@ A step is a list of launches that was made once, when the program was bound: ker
 changes from step to step (which rows, which coefficients, which random numbers) kernels find by a clock on the GPU,
 which the last launch of the step moves on; so nothing is computed on the host in between, and runs of many steps are
 launched as graphs (nbbp/cuda/graph.py), or, for small chains of dense layers, all steps as one kernel
-(nbbp/cuda/chain.py).
+(nbbp/cuda/chain.py, and nbbp/cuda/tensor_chain.py for prediction in 16 bits).
 
 Legend: a bound program owns its workspace; the parameters and slots are the model's (nbbp/cuda/memory.py); everything
 that a caller brings is attached before a run: arrays of the host, for which the program has places on the GPU that stay
@@ -30,6 +30,7 @@ from nbbp.cuda.chain_programs import N_STEPS, chain_launch, chain_of
 from nbbp.cuda.launch import Attached, Binding, Launch, launch_of
 from nbbp.cuda.memory import Memory
 from nbbp.cuda.mixed import roundings_of_products
+from nbbp.cuda.tensor_chain import tensor_chain_launch
 from nbbp.cuda.tensor_cores import FORMATS
 
 #: Numbers that a buffer's place in the workspace is a multiple of: loads of 128 bits, and float64 in float32 memory.
@@ -100,7 +101,7 @@ class BoundProgram:
         self._last_places: tuple = ()
         self._has_run, self._driver = False, graph.driver()
         chain = chain_of(program, self.settings)
-        self._chain = None if chain is None else chain_launch(self, chain)
+        self._chain = tensor_chain_launch(self) if chain is None else chain_launch(self, chain)
         if self._chain is None:
             roundings = roundings_of_products(program.ops)
             for row, op in enumerate(program.ops):

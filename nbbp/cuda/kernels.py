@@ -77,6 +77,7 @@ _MODULES = (
     "embedding",
     "scan",
     "chain",
+    "tensor_chain",
 )
 
 

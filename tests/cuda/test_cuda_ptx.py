@@ -9,7 +9,7 @@ from numba import njit
 
 pytest.importorskip("numba_cuda")
 
-from nbbp.cuda import adafactor, kernels, tensor_product
+from nbbp.cuda import adafactor, kernels, tensor_chain, tensor_product
 from nbbp.cuda.kernels import OVER_ROWS, TRANSPOSED
 from nbbp.cuda.tensor_cores import BF16, COLUMNS, FP16, ROWS, TF32, WARP
 from nbbp.device_functions import CudaFunctions
@@ -24,11 +24,15 @@ pytestmark = pytest.mark.slow
 ptx_of = functools.cache(cuda_registers.ptx_of)
 KERNELS = list(everything())
 PRODUCTS = ("product", "tensor_product")
-#: What every kernel is compiled for; products, whose registers matter, for all four, as far as they are of that dtype.
+#: Kernels whose registers matter, beyond what holds for all.
+WITH_REGISTERS = (*PRODUCTS, "tensor_chain")
+#: What every kernel is compiled for; those for all four, as far as they are of that dtype.
 TARGETS = [("float32", (9, 0)), ("float64", (8, 0))]
-OF_PRODUCTS = [("float32", (8, 0)), ("float64", (9, 0))]
+MORE = [("float32", (8, 0)), ("float64", (9, 0))]
 CASES = [(*kernel, *target) for target in TARGETS for kernel in everything(dtype=target[0])]
-CASES += [(*kernel, *target) for target in OF_PRODUCTS for kernel in everything("product", target[0])]
+CASES += [
+    (*kernel, *target) for target in MORE for kernel in everything(dtype=target[0]) if kernel[0] in WITH_REGISTERS
+]
 #: Kernels that add up in float64 whatever the dtype: losses, metrics, norms of gradients; the rate of a mask.
 TAKE_FLOAT64 = (
     "loss", "losses_are_finite", "gradient_is_finite", "crossentropy", "nll", "metric", "adafactor",
@@ -42,6 +46,8 @@ def threads_of(name, variant) -> int:
     """Threads of a block of this kernel."""
     if name in PRODUCTS:
         return variant[1].threads
+    if name == "tensor_chain":
+        return tensor_chain.THREADS
     if name in ("batch_norm_statistics", "batch_norm_sums", "norm_of_rows_gradient"):
         return kernels.COLUMN_LANES * kernels.COLUMNS
     return adafactor.THREADS if name == "adafactor" else kernels.THREADS
@@ -60,7 +66,7 @@ def _compiler():
 @pytest.mark.parametrize(("name", "variant", "dtype", "cc"), CASES)
 def test_kernels_compile_without_spills(name, variant, dtype, cc, record_property):
     ptx = ptx_of(name, dtype, variant, cc)
-    assert ("mma.sync" in ptx) == (name == "tensor_product"), "tensor cores where they were not asked for, or not"
+    assert ("mma.sync" in ptx) == name.startswith("tensor_"), "tensor cores where they were not asked for, or not"
     if dtype == "float32" and name not in TAKE_FLOAT64:
         assert not re.search(r"\b(add|sub|mul|fma|div|sqrt|min|max|setp)\.[a-z.]*f64", ptx), "lifted to float64"
     assembler = ptxas()
@@ -170,6 +176,20 @@ def test_products_on_tensor_cores_are_made_of_their_instructions(variant, cc):
         assert found.shared <= 48 * 1024
         # eight warps on a multiprocessor: two blocks of the largest tiles in tf32, one of those of 16 bits
         assert 8 * WARP * found.registers <= MOST_OF_BLOCK
+
+
+@pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
+def test_two_blocks_of_a_chain_on_tensor_cores_share_a_multiprocessor(cc):
+    """And its layers are in registers: a multiplication for each tile, two words of a weight from shared memory."""
+    for name, variant in KERNELS:
+        if name == "tensor_chain":
+            ptx = ptx_of(name, "float32", variant, cc)
+            assert ptx.count("mma.sync") == tensor_chain.DEEP * tensor_chain.WIDE
+            assert len(re.findall(r"ld\.shared\.[bu]32", ptx)) == 2 * tensor_chain.DEEP * tensor_chain.WIDE
+            if ptxas() is not None:
+                found = figures(ptx, cc, ptxas())
+                assert 2 * found.registers * tensor_chain.THREADS <= MOST_OF_BLOCK
+                assert found.shared <= 48 * 1024
 
 
 @pytest.mark.parametrize("cc", [(8, 0), (9, 0)])
