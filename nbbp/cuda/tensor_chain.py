@@ -3,9 +3,9 @@
 A layer of 64 inputs and outputs is so little work for tensor cores that the time would go by with what layers give on
 its way to memory and back. Here that never leaves a warp's registers: what `mma` gives of 16 rows lies among the lanes
 as it takes the left factor of the next product, once two numbers next to each other are rounded into a word. (By the
-maps of nbbp/cuda/tensor_cores.py a lane's numbers 2 · h and 2 · h + 1 of C in tile 2 · k + s are its word 2 · s + h of A
-in tile k.) Weights are rounded once, and lie in shared memory in the order in which lanes take them. T. Müller et al.,
-"Real-time neural radiance caching for path tracing", 2021, describe such networks.
+maps of nbbp/cuda/tensor_cores.py a lane's numbers 2 · h and 2 · h + 1 of C in tile 2 · k + s are its word 2 · s + h of
+A in tile k.) Weights are rounded once, and lie in shared memory in the order in which lanes take them. Such
+networks: T. Müller et al., "Real-time neural radiance caching for path tracing", 2021.
 
 It takes chains of dense layers of at most WIDTH inputs and outputs, with at most one kind of elementwise activation but
 relu, in bf16 and fp16; the numbers are those of the general path, op by op, but for the order of sums.
