@@ -23,6 +23,7 @@ from nbbp import tiling
 from nbbp.cuda import memory, staging
 from nbbp.cuda.engine import BoundProgram
 from nbbp.layers import Activation
+from nbbp.lowering.parameters import LOSS_SCALE
 from nbbp.program import Program
 from nbbp.session import Session
 from nbbp.sources import ArraySource, Chunk, Source
@@ -63,6 +64,7 @@ class DeviceSession(Session):
     parameters = _mirrored("parameters")
     state = _mirrored("state")
     good_parameters = _mirrored("good parameters")
+    loss_scale = _mirrored(LOSS_SCALE)
 
     def __init__(self, *parts: Any) -> None:
         self.memory, self.staging = memory.Memory(), staging.Staging()
@@ -81,7 +83,7 @@ class DeviceSession(Session):
     def bind(self, program: Program) -> BoundProgram:
         """A program with the model's own buffers, on the GPU."""
         check_known(self.network, self.state)
-        return BoundProgram(program, self.dtype, self.memory, self.seed)
+        return BoundProgram(program, self.dtype, self.memory, self.seed, self.precision)
 
     def fetch(self) -> None:
         """Bring the parameters and the state that callers see up to date."""

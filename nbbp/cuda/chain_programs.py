@@ -12,9 +12,6 @@ from nbbp.cuda import chain
 from nbbp.cuda.chains import LINEAR, RELU, Chain, training_chain
 from nbbp.cuda.launch import Attached, Launch, launch_of
 
-#: Place of the number of steps among the arguments of kernels that take many.
-N_STEPS = 2
-
 
 def chain_launch(bound: Any) -> Launch | None:
     """The launch of a run's steps, whose number comes in the place `N_STEPS` of its arguments.

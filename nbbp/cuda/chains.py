@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from nbbp import ops
+from nbbp.cuda.kernels import FORWARD, TRANSPOSED
+from nbbp.cuda.launch import layout_of
 from nbbp.scalars.activations import ACTIVATIONS
 from nbbp.scalars.custom import derivative_of
 
@@ -133,6 +135,8 @@ def _forward(found: Chain, forward: Sequence[Any], settings: np.ndarray) -> int:
         x = op.columns.get(ops.X)
         if op.kernel not in _FORWARD or x is None or x.buffer != found.last or x.offset:
             return number
+        if op.kernel == "product" and op.variant:
+            return number  # which rounds its operands
         if op.kernel == "product":
             bias = op.columns.get(ops.BIAS, 0)
             layer = Layer(
@@ -156,9 +160,11 @@ def _backward(found: Chain, backward: Sequence[Any]) -> bool:
     for op in backward:
         if op.kernel not in _BACKWARD:
             return False
-        if op.kernel == "product" and not op.columns.get(ops.CONTRACTS_ROWS):
-            if op.columns[ops.W].offset not in weights or not op.columns.get(ops.LAYOUT):
-                return False  # forward once more, as with checkpoints
+        if op.kernel == "product" and (op.variant or layout_of(op) == FORWARD):
+            return False  # which rounds its operands, or goes forward once more, as with checkpoints
+        if op.kernel == "product" and layout_of(op) == TRANSPOSED:
+            if op.columns[ops.W].offset not in weights:
+                return False
         elif op.kernel == "update":
             if op.columns.get(ops.ACCUMULATION, 0) > 1 or ops.SQUARES in op.columns:
                 return False

@@ -25,7 +25,18 @@ import numpy as np
 from numba import cuda
 
 from nbbp import ops
-from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, N_SAMPLES, NUMBER, SIMULATED, STEP, kernel
+from nbbp.cuda.kernels import (
+    ARRAY,
+    INTEGER,
+    INTEGERS,
+    N_SAMPLES,
+    NUMBER,
+    OVER_ROWS,
+    SIMULATED,
+    STEP,
+    TRANSPOSED,
+    kernel,
+)
 from nbbp.cuda.launch import Binding, matrix
 from nbbp.cuda.memory import address
 
@@ -120,17 +131,18 @@ class LibraryProduct:
     y, x, w : (device array, row stride)
         X is A, or of a product over rows Aᵀ (k, m); W is B, or Bᵀ (n, k) where it is transposed.
     n_in, n_out, rows : int
-    over_rows, transposed : bool
+    layout : int
+        FORWARD, TRANSPOSED or OVER_ROWS.
     """
 
     def __init__(
         self, handle: Handle, y: tuple[Any, int], x: tuple[Any, int], w: tuple[Any, int], n_in: int, n_out: int,
-        rows: int, *, over_rows: bool, transposed: bool,
+        rows: int, layout: int,
     ) -> None:  # fmt: skip
         self._handle, self._y, self._x, self._w = handle, y, x, w
-        self.n_in, self.n_out, self.rows, self._over_rows = n_in, n_out, rows, over_rows
+        self.n_in, self.n_out, self.rows, self._over_rows = n_in, n_out, rows, layout == OVER_ROWS
         as_it_is, turned = handle.functions.Operation.N, handle.functions.Operation.T
-        self._operations = turned if transposed else as_it_is, turned if over_rows else as_it_is
+        self._operations = turned if layout == TRANSPOSED else as_it_is, turned if self._over_rows else as_it_is
         self._multiply = handle.functions.sgemm if y[0].dtype == np.float32 else handle.functions.dgemm
         self._one, self._zero = np.ones(1, y[0].dtype), np.zeros(1, y[0].dtype)
 
@@ -170,7 +182,7 @@ def finish_product(number, variant):
     return finish_product
 
 
-def bind_product(op: Binding, over_rows: bool, transposed: bool) -> bool:
+def bind_product(op: Binding, layout: int) -> bool:
     """Add the launches of a product by the library, if it is large enough and there is one; whether they were added."""
     n_in, n_out = op[ops.N_IN], op[ops.N_OUT]
     is_large = 2.0 * op.batch * n_in * n_out >= LEAST_WORK and min(op.batch, n_in, n_out) >= LEAST_SIDE
@@ -180,8 +192,7 @@ def bind_product(op: Binding, over_rows: bool, transposed: bool) -> bool:
     if handle is None:
         return False
     operands = ((op.array(a), op[b]) for a, b in ((ops.Y, ops.Y_STRIDE), (ops.X, ops.X_STRIDE), (ops.W, ops.W_STRIDE)))
-    sizes = {"over_rows": over_rows, "transposed": transposed}
-    op.add(LibraryProduct(handle, *operands, n_in, n_out, op.batch, **sizes))
+    op.add(LibraryProduct(handle, *operands, n_in, n_out, op.batch, layout))
     floor, bias, gate = op.setting(0), op.array(ops.BIAS), op.array(ops.KEPT)
     if bias.size or gate.size or floor > -np.inf:
         op.launch(

@@ -28,14 +28,24 @@ from numba import cuda
 
 from nbbp import ops
 from nbbp.cuda import cublas
-from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, MOST_BLOCKS, N_SAMPLES, NUMBER, SIMULATED, STEP, kernel
-from nbbp.cuda.launch import Binding, binds, flat
+from nbbp.cuda.kernels import (
+    ARRAY,
+    FORWARD,
+    INTEGER,
+    INTEGERS,
+    MOST_BLOCKS,
+    N_SAMPLES,
+    NUMBER,
+    OVER_ROWS,
+    SIMULATED,
+    STEP,
+    TRANSPOSED,
+    kernel,
+)
+from nbbp.cuda.launch import Binding, binds, flat, layout_of
+from nbbp.cuda.tensor_product import bind_tensor_product
 from nbbp.cuda.vectors import BYTES, read_pair, read_vector, write_vector
 from nbbp.scalars.dispatch import formula
-
-FORWARD, TRANSPOSED, OVER_ROWS = range(3)
-#: As in nbbp/lowering/dense.py: the layout of a product whose second operand is transposed.
-_LAYOUT_TRANSPOSED = 2
 
 
 @dataclass(frozen=True)
@@ -320,13 +330,14 @@ def sum_of_parts(number, variant):
 
 @binds("product", "deep_product")
 def bind_product(op: Binding) -> None:
-    """One of the three products of a dense layer."""
-    over_rows = op[ops.CONTRACTS_ROWS] != 0
-    layout = TRANSPOSED if op[ops.LAYOUT] == _LAYOUT_TRANSPOSED else FORWARD
-    if cublas.bind_product(op, over_rows, transposed=layout == TRANSPOSED and not over_rows):
+    """One of the three products of a dense layer: on tensor cores where the precision has a format of theirs."""
+    if op.bound.format:
+        bind_tensor_product(op)
         return
-    n_in, n_out = op[ops.N_IN], op[ops.N_OUT]
-    m = n_in if over_rows else op.batch
+    layout, n_in, n_out = layout_of(op.op), op[ops.N_IN], op[ops.N_OUT]
+    if cublas.bind_product(op, layout):
+        return
+    m = n_in if layout == OVER_ROWS else op.batch
     tile = tile_for(m, n_out)
     n_tiles = math.ceil(m / tile.height) * math.ceil(n_out / tile.width)
     y, y_stride = op.array(ops.Y), op[ops.Y_STRIDE]
@@ -336,7 +347,7 @@ def bind_product(op: Binding) -> None:
         int(op.is_aligned(column, op[stride]))
         for column, stride in ((ops.Y, ops.Y_STRIDE), (ops.X, ops.X_STRIDE), (ops.W, ops.W_STRIDE))
     ]
-    if not over_rows:
+    if layout != OVER_ROWS:
         grid = (min(n_tiles, 2 if SIMULATED else 2**31 - 1), 1)
         op.launch(
             "product", (grid, (tile.threads,)), op.clock, op.batch, y, y_stride, *operands, n_in, n_out, 0, 0,

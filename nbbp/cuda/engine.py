@@ -8,8 +8,8 @@ taken within an op, is the GPU's own: results agree with the CPU's to rounding, 
 A step is a list of launches that was made once, when the program was bound: kernels, grids, blocks and arguments. What
 changes from step to step (which rows, which coefficients, which random numbers) kernels find by a clock on the GPU,
 which the last launch of the step moves on; so nothing is computed on the host in between, and runs of many steps are
-launched as graphs (nbbp/cuda/graph.py), or, for small chains of dense layers, all steps as one kernel
-(nbbp/cuda/chain.py). Larger chains are two launches a step, and one where they predict (nbbp/cuda/fused.py).
+launched as graphs (nbbp/cuda/graph.py). Chains of dense layers have shorter ways: few launches a step, or one for all
+steps of a run (nbbp/cuda/paths.py says which program goes which way).
 
 Legend: a bound program owns its workspace; the parameters and slots are the model's (nbbp/cuda/memory.py); everything
 that a caller brings is attached before a run: arrays of the host, for which the program has places on the GPU that stay
@@ -26,12 +26,11 @@ from numba import cuda
 
 from nbbp import ops
 from nbbp.compiling import interrupts_wait
-from nbbp.cuda import graph, kernels
-from nbbp.cuda.chain_programs import N_STEPS, chain_launch
+from nbbp.cuda import graph, kernels, paths
 from nbbp.cuda.cublas import Library, LibraryProduct
-from nbbp.cuda.fused_programs import bind_forward, bind_step, prediction_launch
-from nbbp.cuda.launch import Attached, Binding, Launch, launch_of
+from nbbp.cuda.launch import N_STEPS, Attached, Launch
 from nbbp.cuda.memory import Memory
+from nbbp.cuda.tensor_cores import FORMATS
 
 #: Numbers that a buffer's place in the workspace is a multiple of: loads of 128 bits, and float64 in float32 memory.
 _ALIGNED = 32
@@ -47,6 +46,7 @@ _WRITTEN = {
     "finish_gradient": (ops.SLOT_1,),
     "snapshot": (ops.Y,),
     "batch_norm_forward": (ops.STATE,),
+    "update_loss_scale": (ops.LOSS_SCALE,),
 }
 
 
@@ -62,6 +62,8 @@ class BoundProgram:
         The model's own buffers ("parameters", "slot 0", …).
     seed : int
         Key of the layers' random numbers.
+    precision : {"float32", "tf32", "bf16", "fp16"}
+        What products compute in.
 
     Attributes
     ----------
@@ -69,24 +71,28 @@ class BoundProgram:
         The model's and the workspace's.
     launches : list of Launch
         One step.
+    format : int
+        That of tensor cores (nbbp/cuda/tensor_cores.py); 0 where products are of the dtype itself.
     lock : RLock
         To be held from `attach` to the end of what the run leaves behind.
     meanwhile : callable or None
         What the host is to do while the GPU does the next run: what it computes for the one behind that.
     """
 
-    def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0) -> None:
+    def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0, precision: str = "float32") -> None:
         kernels.load()
         if getattr(program, "monitored", None) is not None:
             raise NotImplementedError("steps that are monitored are not on CUDA yet; expected device='cpu' for them")
         self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.RLock()
-        self.memory, self.seed, self.meanwhile = memory, seed, None
+        self.memory, self.seed, self.format = memory, seed, FORMATS.get(precision, 0)
+        self.meanwhile = None
         with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
             self.settings = np.array(program.settings, self.dtype)
         self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
         self.stream = cuda.stream()
         self.library = Library(self.stream)
-        self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in (self.dtype, np.float64, np.int64)}
+        kinds = self.dtype, np.float64, np.int64, np.uint16
+        self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in kinds}
         self.clock = cuda.to_device(np.zeros(kernels.CLOCK_LENGTH, np.int64))
         self.verdict = cuda.to_device(np.ones(2, np.int64))
         self.norm = cuda.to_device(np.zeros(1))
@@ -97,12 +103,9 @@ class BoundProgram:
         self._places: dict[str, Any] = {}
         self._graphs: OrderedDict[tuple, dict[int, graph.StepGraph]] = OrderedDict()
         self._has_run, self._driver = False, graph.driver()
-        self._chain = chain_launch(self) or prediction_launch(self)
-        if self._chain is None and not bind_step(self):
-            self._make_workspace()
-            for op in bind_forward(self):
-                Binding(self, op).bind()
-            self.launches.append(launch_of(self, "next_step", ((1,), (1,)), [self.clock]))
+        self._whole_run = paths.whole_run(self)
+        if self._whole_run is None:
+            paths.bind_steps(self)
         self._sized = [launch for launch in self.launches if isinstance(launch, LibraryProduct)]
         self._changes = self._written_buffers()
 
@@ -115,7 +118,7 @@ class BoundProgram:
                 written.add(getattr(place, "buffer", None))
         return sorted(written & set(self.memory.buffers))
 
-    def _make_workspace(self) -> None:
+    def make_workspace(self) -> None:
         places, total = {}, 0
         for name, length in self.program.buffers.items():
             places[name] = total
@@ -167,7 +170,7 @@ class BoundProgram:
         self.memory.begin_run(self, changes=bool(self._changes))
         self.memory.to_device()
         arrays = {name: self._on_device(name, array, n_steps) for name, array in attached.items()}
-        for launch in self.launches if self._chain is None else (self._chain,):
+        for launch in self.launches if self._whole_run is None else (self._whole_run,):
             launch.take(arrays)
         self.clock.copy_to_device(np.array([n_samples, 0, self._first_step], np.int64))
         for name in self._changes:
@@ -192,9 +195,9 @@ class BoundProgram:
         """
         n_steps -= rest > 0
         left = n_steps
-        if self._chain is not None:
-            self._chain.arguments[N_STEPS] = n_steps
-            self._chain()
+        if self._whole_run is not None:
+            self._whole_run.arguments[N_STEPS] = n_steps
+            self._whole_run()
             left = 0
         elif self._driver is not None and n_steps:
             places = tuple((name, _address(array)) for name, array in arrays.items())

@@ -46,13 +46,20 @@ COLUMN_LANES, COLUMNS = (2, 2) if SIMULATED else (64, 8)
 N_SAMPLES, STEP, FIRST_STEP = 0, 1, 2
 CLOCK_LENGTH = 3
 
-#: Kinds of arguments: arrays of the dtype, of float64, of int64; a number of the dtype; an int64.
-ARRAY, DOUBLES, INTEGERS, NUMBER, INTEGER = "array", "doubles", "integers", "number", "integer"
+#: Kinds of arguments: arrays of the dtype, of float64, of int64, of uint16; a number of the dtype; an int64.
+ARRAY, DOUBLES, INTEGERS, HALVES, NUMBER, INTEGER = "array", "doubles", "integers", "halves", "number", "integer"
+
+#: Layouts of products (nbbp/cuda/dense.py): forward, by a transposed weight, over the rows of the batch.
+FORWARD, TRANSPOSED, OVER_ROWS = range(3)
+#: What kernels are made for.
+DTYPES = ("float32", "float64")
 
 #: Modules whose import fills the registry.
 _MODULES = (
     "rows",
     "dense",
+    "tensor_product",
+    "mixed",
     "activation",
     "softmax",
     "normalization",
@@ -72,12 +79,13 @@ _MODULES = (
     "chain",
     "fused",
     "fused_update",
+    "tensor_chain",
 )
 
 
 @dataclass(frozen=True)
 class Factory:
-    """How a kernel is made: ``make(number, variant)``, the kinds of its arguments, and the variants there are.
+    """How a kernel is made: ``make(number, variant)``, the kinds of its arguments, and the variants and dtypes.
 
     `bounds`, where it is given, says by ``bounds(dtype, variant)`` how many threads a block has at most and how many
     blocks a multiprocessor should hold, to which the compiler limits a thread's registers; None for no such wish.
@@ -86,6 +94,7 @@ class Factory:
     make: Callable
     kinds: tuple[str, ...]
     variants: tuple
+    dtypes: tuple[str, ...] = DTYPES
     bounds: Callable | None = None
 
 
@@ -94,11 +103,13 @@ _compiled: dict[tuple[str, str, Any], Any] = {}
 _making = threading.RLock()
 
 
-def kernel(*kinds: str, variants: tuple = (0,), bounds: Callable | None = None) -> Callable:
+def kernel(
+    *kinds: str, variants: tuple = (0,), dtypes: tuple[str, ...] = DTYPES, bounds: Callable | None = None
+) -> Callable:
     """Register a factory under its name; `kinds` are those of the kernel's arguments, in order."""
 
     def register(make: Callable) -> Callable:
-        _factories[make.__name__] = Factory(make, kinds, variants, bounds)
+        _factories[make.__name__] = Factory(make, kinds, variants, dtypes, bounds)
         return make
 
     return register
@@ -197,15 +208,15 @@ def signature(name: str, dtype: Any) -> Any:
     """Types of the kernel's arguments."""
     number = types.float32 if np.dtype(dtype) == np.float32 else types.float64
     kinds = {
-        ARRAY: number[::1], DOUBLES: types.float64[::1], INTEGERS: types.int64[::1], NUMBER: number,
-        INTEGER: types.int64,
+        ARRAY: number[::1], DOUBLES: types.float64[::1], INTEGERS: types.int64[::1], HALVES: types.uint16[::1],
+        NUMBER: number, INTEGER: types.int64,
     }  # fmt: skip
     return types.void(*(kinds[kind] for kind in _factories[name].kinds))
 
 
-def everything() -> Iterator[tuple[str, Any]]:
-    """Name and variant of every kernel there is."""
+def everything(dtype: str = "float32") -> Iterator[tuple[str, Any]]:
+    """Name and variant of every kernel that there is for a dtype."""
     load()
     for name, factory in _factories.items():
-        for variant in factory.variants:
+        for variant in factory.variants if dtype in factory.dtypes else ():
             yield name, variant

@@ -15,12 +15,27 @@ from numba import cuda
 
 from nbbp import ops
 from nbbp.cuda import kernels
-from nbbp.cuda.kernels import COLUMN_LANES, COLUMNS, MOST_BLOCKS, ROW_LANES, ROWS, THREADS
+from nbbp.cuda.kernels import (
+    COLUMN_LANES,
+    COLUMNS,
+    FORWARD,
+    MOST_BLOCKS,
+    OVER_ROWS,
+    ROW_LANES,
+    ROWS,
+    THREADS,
+    TRANSPOSED,
+)
 from nbbp.cuda.memory import address
 from nbbp.cuda.vectors import BYTES as VECTOR_BYTES
 
 #: Threads side by side at most in kernels over rows and columns: a warp.
 _WARP = 2 if kernels.SIMULATED else 32
+#: Place of the number of steps among the arguments of kernels that take many.
+N_STEPS = 2
+#: As in nbbp/lowering/dense.py: the layout of a product whose second operand is transposed. Others are ways of the CPU
+#: to read it as it is.
+_LAYOUT_TRANSPOSED = 2
 
 _binders: dict[str, Callable[[Binding], None]] = {}
 
@@ -63,6 +78,13 @@ def row_sums(n_rows: int) -> tuple[tuple, tuple]:
 def column_sums(width: int) -> tuple[tuple, tuple]:
     """Grid and block for kernels that take sums over columns."""
     return (blocks_for(width, COLUMNS), 1), (COLUMNS, COLUMN_LANES)
+
+
+def layout_of(op: Any) -> int:
+    """Which of the three products of a dense layer an op of a program is: FORWARD, TRANSPOSED or OVER_ROWS."""
+    if op.columns.get(ops.CONTRACTS_ROWS):
+        return OVER_ROWS
+    return TRANSPOSED if op.columns.get(ops.LAYOUT) == _LAYOUT_TRANSPOSED else FORWARD
 
 
 @dataclass(frozen=True)
@@ -114,10 +136,12 @@ class Binding:
     ----------
     bound : nbbp.cuda.engine.BoundProgram
     op : nbbp.program.Op
+    rounds : bool
+        Whether a product rounds what it gives (nbbp/cuda/mixed.py).
     """
 
-    def __init__(self, bound: Any, op: Any) -> None:
-        self.bound, self.op = bound, op
+    def __init__(self, bound: Any, op: Any, rounds: bool = False) -> None:
+        self.bound, self.op, self.rounds = bound, op, rounds
         self.kernel, self.variant = op.kernel, op.variant
         self.batch, self.clock = bound.program.batch, bound.clock
 

@@ -11,7 +11,8 @@ from engine_cases import DTYPES, assert_near
 from numba import cuda
 
 from nbbp import losses
-from nbbp.cuda import chain, cublas, fused_programs, kernels
+from nbbp.cuda import cublas, kernels
+from nbbp.cuda.kernels import FORWARD, OVER_ROWS, TRANSPOSED
 from nbbp.layers import Dense
 
 LOSS = losses.Crossentropy()
@@ -92,27 +93,25 @@ pytestmark = pytest.mark.skipif(not kernels.SIMULATED, reason="the library is ma
 
 
 @pytest.fixture
-def library(monkeypatch):
+def library(monkeypatch, op_by_op):
     """Every product goes to the library."""
     found = Library()
     monkeypatch.setattr(cublas, "binding", lambda: found)
     monkeypatch.setattr(cublas, "LEAST_WORK", 0)
     monkeypatch.setattr(cublas, "LEAST_SIDE", 1)
     monkeypatch.setattr(cublas, "WORKSPACE", 1 << 10)
-    monkeypatch.setattr(chain, "MOST_WORK", 0)
-    monkeypatch.setattr(fused_programs, "WIDEST", 0)
     monkeypatch.setattr(type(cuda.stream()), "__int__", lambda stream: 7, raising=False)
     return found
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["forward", "transposed", "over rows"])
+@pytest.mark.parametrize("layout", [FORWARD, TRANSPOSED, OVER_ROWS])
 @pytest.mark.parametrize(("rows", "n_in", "n_out"), [(1, 1, 1), (5, 3, 7), (17, 9, 4)])
 def test_layouts(library, layout, rows, n_in, n_out, dtype):
     """Matrices by rows with gaps between them; what Y held before, and what lies in the gaps, counts for nothing."""
     rng = np.random.default_rng(3)
-    over_rows, transposed = layout == "over rows", layout == "transposed"
-    shapes = {"forward": (n_in, n_out), "transposed": (n_out, n_in), "over rows": (rows, n_out)}
+    over_rows, transposed = layout == OVER_ROWS, layout == TRANSPOSED
+    shapes = {FORWARD: (n_in, n_out), TRANSPOSED: (n_out, n_in), OVER_ROWS: (rows, n_out)}
     x, w = rng.standard_normal((rows, n_in)).astype(dtype), rng.standard_normal(shapes[layout]).astype(dtype)
     expected = (x.T if over_rows else x).astype(float) @ (w.T if transposed else w)
 
@@ -123,10 +122,7 @@ def test_layouts(library, layout, rows, n_in, n_out, dtype):
 
     y = with_gaps(np.full(expected.shape, np.nan), 2)
     handle = cublas.Handle(library, cuda.stream())
-    product = cublas.LibraryProduct(
-        handle, y, with_gaps(x, 3), with_gaps(w, 1), n_in, n_out, rows, over_rows=over_rows, transposed=transposed
-    )
-    product()
+    cublas.LibraryProduct(handle, y, with_gaps(x, 3), with_gaps(w, 1), n_in, n_out, rows, layout)()
     found = y[0].copy_to_host().reshape(-1, y[1])
     assert_near(found[:-1, :n_out], expected, dtype)
     assert np.isnan(found[-1]).all()

@@ -186,7 +186,7 @@ def test_predictions_are_one_launch(last):
     x, y = batch_of(models[0], 23)
     models[1]._session.forward_batch = 8
     bound = models[1]._session.bind(models[1]._session.prediction(8))
-    assert (bound._chain.name, bound.launches) == ("fused_forward", [])
+    assert (bound._whole_run.name, bound.launches) == ("fused_forward", [])
     assert_near(models[1].predict(x), models[0].predict(x))
     assert_near(models[1].predict(3e4 * x), models[0].predict(3e4 * x))
     assert models[1].evaluate(x, y) == pytest.approx(models[0].evaluate(x, y), rel=1e-10)

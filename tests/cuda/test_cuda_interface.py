@@ -292,14 +292,6 @@ def test_data_on_the_gpu_for_a_model_on_the_cpu():
 # refusals -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_precisions_that_are_not_there_yet(precision):
-    network = nbbp.Sequential([Dense(3)], n_in=4)
-    with pytest.raises(ValueError, match=f"precision '{precision}' is not on CUDA yet"):
-        nbbp.Model(network, LOSS, precision=precision, device="cuda")
-    assert nbbp.Model(network, LOSS, precision=precision, device="auto").device == "cpu"
-
-
 def test_populations_are_on_the_cpu():
     with pytest.raises(ValueError, match="a population trains on the device 'cpu'"):
         nbbp.Population(nbbp.Sequential([Dense(3)], n_in=4), LOSS, size=2, device="cuda")

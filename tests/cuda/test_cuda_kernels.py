@@ -129,15 +129,12 @@ def test_parts_of_a_batch_add_up(parts):
 
 
 @pytest.mark.parametrize(("n_out", "expected"), [(8, 1), (7, 0)])
-def test_what_is_aligned_is_moved_by_vectors(n_out, expected, monkeypatch):
+def test_what_is_aligned_is_moved_by_vectors(n_out, expected, op_by_op):
     """Rows of the workspace always are; those of weights, and of their gradients, where the outputs come out even."""
-    from nbbp.cuda import chain, fused_programs
     from nbbp.layers import Dense
     from nbbp.model import Model
     from nbbp.network import Sequential
 
-    monkeypatch.setattr(chain, "MOST_WORK", 0)
-    monkeypatch.setattr(fused_programs, "WIDEST", 0)
     network = Sequential([Dense(n_out), Dense(3)], n_in=4)
     bound = Model(network, "mse", device="cuda")._session.training(4, False, False)
     forward, *_, over_rows = [launch.arguments[-3:] for launch in bound.launches if launch.name == "product"]

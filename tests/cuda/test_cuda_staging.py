@@ -300,16 +300,13 @@ def test_pinned_memory_is_taken_once(small_chunks, monkeypatch):
     assert len(taken) == n_taken
 
 
-def test_graphs_are_kept_for_both_pieces(monkeypatch):
+def test_graphs_are_kept_for_both_pieces(monkeypatch, op_by_op):
     """Chunks come in two places by turns: each is recorded when it comes again."""
     from test_cuda_graph import Driver
-
-    from nbbp.cuda import chain
 
     if not kernels.SIMULATED:
         pytest.skip("the driver is made up")
     places = [0]
-    monkeypatch.setattr(chain, "MOST_WORK", 0)
     monkeypatch.setattr("nbbp.cuda.engine._address", lambda array: places[0])
     models = twins([Dense(3)], N_IN, LOSS)
     bound = models[1]._session.training(4, True, False)
