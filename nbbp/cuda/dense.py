@@ -13,7 +13,7 @@ slab's products take less time. Both operands lie there with their lines (rows o
     OVER_ROWS        Y (N_IN, N_OUT)    = Xᵀ · W            k = rows of the batch: the weight gradient
 
 Global and shared memory are read and written by 128 bits, `lanes` numbers: shared memory always, global memory where
-rows begin at multiples of that (`Binding.is_aligned`) and a slab lies within its operand; others by single numbers.
+rows begin at multiples of that (`Binding.aligned`) and a slab lies within its operand; others by single numbers.
 The order of every sum is that of k, whichever way.
 
 A column of ones behind X's columns makes the bias the last row of a weight gradient. Where a weight is small and the
@@ -343,15 +343,11 @@ def bind_product(op: Binding) -> None:
     y, y_stride = op.array(ops.Y), op[ops.Y_STRIDE]
     gate = op.array(ops.KEPT), op[ops.KEPT_STRIDE]
     operands = op.array(ops.X), op[ops.X_STRIDE], op.array(ops.W), op[ops.W_STRIDE], op.array(ops.BIAS), op.setting(0)
-    aligned = [
-        int(op.is_aligned(column, op[stride]))
-        for column, stride in ((ops.Y, ops.Y_STRIDE), (ops.X, ops.X_STRIDE), (ops.W, ops.W_STRIDE))
-    ]
     if layout != OVER_ROWS:
         grid = (min(n_tiles, 2 if SIMULATED else 2**31 - 1), 1)
         op.launch(
             "product", (grid, (tile.threads,)), op.clock, op.batch, y, y_stride, *operands, n_in, n_out, 0, 0,
-            *gate, *aligned, variant=(layout, tile),
+            *gate, *op.aligned((y, y_stride)), variant=(layout, tile),
         )  # fmt: skip
         return
     n_parts = max(1, min(_BUSY // n_tiles, op.batch // _ROWS_OF_PART, _MOST_PARTS))
@@ -360,10 +356,9 @@ def bind_product(op: Binding) -> None:
     if n_parts > 1:
         stride, part_stride = n_out, n_in * n_out
         parts = op.scratch(n_parts * part_stride)
-        aligned[0] = 1  # where rows are of whole vectors, so are parts, and no others are written by vectors
     op.launch(
         "product", ((min(n_tiles, MOST_BLOCKS), n_parts), (tile.threads,)), op.clock, op.batch, parts, stride,
-        *operands, n_in, n_out, part_rows, part_stride, *gate, *aligned, variant=(OVER_ROWS, tile),
+        *operands, n_in, n_out, part_rows, part_stride, *gate, *op.aligned((parts, stride)), variant=(OVER_ROWS, tile),
     )  # fmt: skip
     if n_parts > 1:
         op.launch("sum_of_parts", flat(part_stride), y, y_stride, parts, part_stride, n_parts, n_in, n_out)

@@ -94,6 +94,13 @@ class Attached:
     name: str
 
 
+def is_aligned(array: Any, stride: int) -> bool:
+    """Whether every row of a matrix, `stride` numbers apart, begins where vectors may (nbbp/cuda/vectors.py)."""
+    if isinstance(array, Attached):  # it may lie anywhere
+        return False
+    return address(array) % VECTOR_BYTES == 0 and stride * array.dtype.itemsize % VECTOR_BYTES == 0
+
+
 class Launch:
     """A kernel with its grid, its block and its arguments, of which some change from run to run.
 
@@ -178,12 +185,10 @@ class Binding:
         found = self.bound.buffers[place.buffer][place.offset :]
         return found if dtype is None else found.view(dtype)
 
-    def is_aligned(self, column: int, stride: int) -> bool:
-        """Whether every row of the matrix at a column's place, `stride` numbers apart, begins where vectors may."""
-        array = self.array(column)
-        if isinstance(array, Attached):  # it may lie anywhere
-            return False
-        return address(array) % VECTOR_BYTES == 0 and stride * array.dtype.itemsize % VECTOR_BYTES == 0
+    def aligned(self, y: tuple[Any, int]) -> list[int]:
+        """1 where vectors may be moved: for a product's result, an array and its row stride, and both operands."""
+        x, w = (self.array(ops.X), self[ops.X_STRIDE]), (self.array(ops.W), self[ops.W_STRIDE])
+        return [int(is_aligned(*matrix)) for matrix in (y, x, w)]
 
     def is_ours(self, column: int) -> bool:
         """Whether what is at a column's place lies in the model's or the program's memory, and stays where it is."""

@@ -126,35 +126,3 @@ def widen_bf16(bits):
 def widen_fp16(half):
     """The float32 that a number of fp16 is."""
     return np.float32(np.uint16(half).view(np.float16))
-
-
-def load_quad(x, index):
-    """Four numbers; where they may not be taken by one load, is told."""
-    _check(x, index, 4)
-    return tuple(x[index + i] for i in range(4))
-
-
-def store_quad(words, index, first, second, third, fourth):
-    """Four words, likewise; shared memory begins at a multiple of 16 bytes."""
-    _store(words, index, (first, second, third, fourth))
-
-
-def store_pair(array, index, first, second):
-    """Two numbers or words, likewise."""
-    _store(array, index, (first, second))
-
-
-def _store(array, index, numbers) -> None:
-    _check(array, index, len(numbers))
-    for i, number in enumerate(numbers):
-        array[index + i] = number
-
-
-def _check(array, index, n: int) -> None:
-    if index % n or not 0 <= index <= len(array) - n:
-        raise ValueError(f"{n} numbers at {index} of {len(array)} cannot be moved as one")
-
-
-def address_is_aligned(x):
-    """Whether an array begins at a multiple of 16 bytes in memory that does."""
-    return np.asarray(getattr(x, "_ary", x)).ctypes.data % 16 == 0

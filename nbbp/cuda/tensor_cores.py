@@ -66,17 +66,13 @@ def column_of_c(lane, register):
 
 if SIMULATED:
     from nbbp.cuda.simulated_warps import (
-        address_is_aligned,
         as_tf32,
         load_matrices,
-        load_quad,
         multiply_bf16,
         multiply_fp16,
         multiply_tf32,
         pair_of_bf16,
         pair_of_fp16,
-        store_pair,
-        store_quad,
         widen_bf16,
         widen_fp16,
     )
@@ -85,7 +81,7 @@ else:
     from numba.core import types
     from numba.cuda.extending import intrinsic
 
-    _FLOAT, _HALF, _WORD, _LONG = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+    _FLOAT, _WORD = ir.FloatType(), ir.IntType(32)
     _QUADS = types.UniTuple(types.float32, 4), types.UniTuple(types.uint32, 4)
 
     def _assembly(builder, text, constraints, given, arguments, by_warp=False):
@@ -156,54 +152,6 @@ else:
             return _tuple(context, builder, kind, _assembly(builder, text, constraints, given, [place], by_warp=True))
 
         return kind(words, index), codegen
-
-    @intrinsic
-    def load_quad(typing_context, x, index):
-        """The numbers x[index : index + 4], which lie at a multiple of 16 bytes, by one load."""
-        kind = _QUADS[0]
-
-        def codegen(context, builder, signature, arguments):
-            place = _place(context, builder, x, *arguments, index)
-            quad = builder.load(builder.bitcast(place, ir.VectorType(_FLOAT, 4).as_pointer()), align=16)
-            numbers = [builder.extract_element(quad, _WORD(i)) for i in range(4)]
-            return context.make_tuple(builder, kind, numbers)
-
-        return kind(x, index), codegen
-
-    def _store(element, n):
-        """What writes the code of a store of `n` elements."""
-        vector = ir.VectorType(element, n)
-
-        def store(context, builder, signature, arguments):
-            array, index, *numbers = arguments
-            place = _place(context, builder, signature.args[0], array, index, signature.args[1])
-            together = ir.Constant(vector, ir.Undefined)
-            for i, number in enumerate(numbers):
-                together = builder.insert_element(together, number, _WORD(i))
-            builder.store(together, builder.bitcast(place, vector.as_pointer(place.type.addrspace)), align=4 * n)
-            return context.get_dummy_value()
-
-        return store
-
-    @intrinsic
-    def store_quad(typing_context, words, index, first, second, third, fourth):
-        """words[index : index + 4] = first, … by one store, at a multiple of 16 bytes."""
-        return types.void(words, index, *[types.uint32] * 4), _store(_WORD, 4)
-
-    @intrinsic
-    def store_pair(typing_context, array, index, first, second):
-        """array[index : index + 2] = first, second, two float32 or words, by one store, at a multiple of 8 bytes."""
-        return types.void(array, index, first, second), _store(_FLOAT if first == types.float32 else _WORD, 2)
-
-    @intrinsic
-    def address_is_aligned(typing_context, x):
-        """Whether an array begins at a multiple of 16 bytes."""
-
-        def codegen(context, builder, signature, arguments):
-            data = context.make_array(x)(context, builder, arguments[0]).data
-            return builder.icmp_unsigned("==", builder.and_(builder.ptrtoint(data, _LONG), _LONG(15)), _LONG(0))
-
-        return types.boolean(x), codegen
 
 
 @formula

@@ -25,14 +25,12 @@ from nbbp.cuda.tensor_cores import (
     as_tf32,
     column_of_b,
     load_matrices,
-    load_quad,
     narrow_pair,
     row_of_a,
-    store_pair,
-    store_quad,
     word_of_a,
     word_of_b,
 )
+from nbbp.cuda.vectors import read_vector, write_pair, write_vector
 from nbbp.scalars.dispatch import formula
 
 #: Words of a stage along k, and numbers that one load takes.
@@ -52,10 +50,10 @@ def size_of_panel(shape: tuple) -> int:
     return STAGE * (rows + _PADDING if across else rows)
 
 
-def share_of_panel(shape: tuple) -> tuple[int, int]:
-    """The numbers of a panel that each thread brings, in quads."""
+def share_of_panel(shape: tuple) -> int:
+    """The numbers of a panel that each thread brings, which are whole quads."""
     _, rows, n_threads, code = shape
-    return rows * STAGE * numbers_of_word(code) // (QUAD * n_threads), QUAD
+    return rows * STAGE * numbers_of_word(code) // n_threads
 
 
 @formula
@@ -71,83 +69,68 @@ def place_across(rows, row, word):
 
 
 @formula
-def quad_of(x, at, n, is_aligned):
-    """The numbers x[at : at + 4], and 0 instead of all but the first n."""
-    zero = np.float32(0)
-    if is_aligned and n >= QUAD:
-        return load_quad(x, at)
-    return (
-        x[at] if n > 0 else zero,
-        x[at + 1] if n > 1 else zero,
-        x[at + 2] if n > 2 else zero,
-        x[at + 3] if n > 3 else zero,
-    )
+def fetch_quad(ahead, at, x, place, n, is_aligned):
+    """ahead[at : at + 4] = x[place : place + 4], and 0 instead of all but the first n."""
+    if is_aligned != 0 and n >= QUAD:
+        read_vector(ahead, at, x, place)
+    else:
+        for c in range(QUAD):
+            ahead[at + c] = x[place + c] if c < n else np.float32(0)
 
 
 @formula
 def fetch(ahead, shape, thread, x, stride, is_aligned, first, n_rows, k, stop):
     """A thread's numbers of a panel of rows from `first` on, of k and what follows; 0 beyond row n_rows and k = stop.
 
-    The operand x has rows, or lines, `stride` apart. Writes ahead (quads, 4), in registers.
+    The operand x has rows, or lines, `stride` apart, which begin at multiples of 128 bits if `is_aligned` is not 0.
+    Writes `ahead`, in registers.
     """
     across, rows, n_threads, code = shape
     lines = 1 if code == TF32 else 2
     if across:
         quads = rows // QUAD
-        for turn in range(ahead.shape[0] // lines):
+        for turn in range(ahead.size // (QUAD * lines)):
             t = thread + turn * n_threads
             row, inner = first + QUAD * np.int64(t % quads), k + lines * np.int64(t // quads)
             for line in range(lines):
-                n, at = n_rows - row if inner + line < stop else 0, turn * lines + line
-                ahead[at, 0], ahead[at, 1], ahead[at, 2], ahead[at, 3] = quad_of(
-                    x, (inner + line) * stride + row, n, is_aligned
-                )
+                n, at = n_rows - row if inner + line < stop else 0, QUAD * (turn * lines + line)
+                fetch_quad(ahead, at, x, (inner + line) * stride + row, n, is_aligned)
     else:
         quads = lines * STAGE // QUAD
-        for turn in range(ahead.shape[0]):
+        for turn in range(ahead.size // QUAD):
             t = thread + turn * n_threads
             row, inner = first + np.int64(t // quads), k + QUAD * np.int64(t % quads)
-            ahead[turn, 0], ahead[turn, 1], ahead[turn, 2], ahead[turn, 3] = quad_of(
-                x, row * stride + inner, stop - inner if row < n_rows else 0, is_aligned
-            )
+            n = stop - inner if row < n_rows else 0
+            fetch_quad(ahead, QUAD * turn, x, row * stride + inner, n, is_aligned)
 
 
 @formula
-def put(panel, begin, shape, thread, ahead):
-    """Write what `fetch` brought, rounded, to the panel that begins at `begin`."""
+def put(panel, begin, shape, thread, ahead, words):
+    """Write what `fetch` brought, rounded, to the panel that begins at `begin`; words (4,) are registers for that."""
     across, rows, n_threads, code = shape
     if across:
         quads = rows // QUAD
-        for turn in range(ahead.shape[0] if code == TF32 else ahead.shape[0] // 2):
+        for turn in range(ahead.size // (QUAD if code == TF32 else 2 * QUAD)):
             t = thread + turn * n_threads
-            at = begin + place_across(rows, QUAD * (t % quads), t // quads)
-            if code == TF32:
-                store_quad(
-                    panel, at, as_tf32(ahead[turn, 0]), as_tf32(ahead[turn, 1]), as_tf32(ahead[turn, 2]),
-                    as_tf32(ahead[turn, 3]),
-                )  # fmt: skip
-            else:
-                low, high = 2 * turn, 2 * turn + 1
-                store_quad(
-                    panel, at, narrow_pair(code, ahead[low, 0], ahead[high, 0]),
-                    narrow_pair(code, ahead[low, 1], ahead[high, 1]), narrow_pair(code, ahead[low, 2], ahead[high, 2]),
-                    narrow_pair(code, ahead[low, 3], ahead[high, 3]),
-                )  # fmt: skip
+            for c in range(QUAD):
+                if code == TF32:
+                    words[c] = as_tf32(ahead[QUAD * turn + c])
+                else:
+                    words[c] = narrow_pair(code, ahead[2 * QUAD * turn + c], ahead[2 * QUAD * turn + QUAD + c])
+            write_vector(panel, begin + place_across(rows, QUAD * (t % quads), t // quads), words, 0)
     else:
         quads = STAGE // QUAD if code == TF32 else 2 * STAGE // QUAD
-        for turn in range(ahead.shape[0]):
-            t = thread + turn * n_threads
+        for turn in range(ahead.size // QUAD):
+            t, at = thread + turn * n_threads, QUAD * turn
             row, quad = t // quads, t % quads
             if code == TF32:
-                store_quad(
-                    panel, begin + place_along(row, QUAD * quad), as_tf32(ahead[turn, 0]), as_tf32(ahead[turn, 1]),
-                    as_tf32(ahead[turn, 2]), as_tf32(ahead[turn, 3]),
-                )  # fmt: skip
+                for c in range(QUAD):
+                    words[c] = as_tf32(ahead[at + c])
+                write_vector(panel, begin + place_along(row, QUAD * quad), words, 0)
             else:
-                store_pair(
-                    panel, begin + place_along(row, 2 * quad), narrow_pair(code, ahead[turn, 0], ahead[turn, 1]),
-                    narrow_pair(code, ahead[turn, 2], ahead[turn, 3]),
-                )  # fmt: skip
+                for c in range(2):
+                    words[c] = narrow_pair(code, ahead[at + 2 * c], ahead[at + 2 * c + 1])
+                write_pair(panel, begin + place_along(row, 2 * quad), words, 0)
 
 
 @formula

@@ -42,12 +42,10 @@ from nbbp.cuda.tensor_cores import (
     TF32,
     WARP,
     WORDS,
-    address_is_aligned,
     column_of_c,
     multiply,
     narrow_pair,
     row_of_c,
-    store_pair,
     widen,
 )
 from nbbp.cuda.tensor_panels import (
@@ -61,10 +59,8 @@ from nbbp.cuda.tensor_panels import (
     share_of_panel,
     size_of_panel,
 )
+from nbbp.cuda.vectors import BYTES, write_pair
 from nbbp.scalars.dispatch import formula
-
-#: What panels begin at a multiple of, in bytes.
-_ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
@@ -118,6 +114,15 @@ def tiles_in(m: int, n: int, tile: Tile) -> int:
     return math.ceil(m / tile.height) * math.ceil(n / tile.width)
 
 
+def _bounds(dtype: np.dtype, variant: tuple[int, Tile, int]) -> tuple[int, int] | None:
+    """Two blocks of the largest tile of 16 bits on a multiprocessor, as in nbbp/cuda/dense.py.
+
+    Not over rows, where both panels lie across, and the wish would be met by memory that is none of a register's.
+    """
+    layout, tile, code = variant
+    return (tile.threads, 2) if code != TF32 and tile == TILES[code][-1] and layout != OVER_ROWS else None
+
+
 @formula
 def multiply_tiles(sums, a_words, b_words, code):
     """sums += A·B of all tiles of a warp, of eight words along k."""
@@ -166,13 +171,13 @@ def round_sums(sums, code):
 
 
 @formula
-def write_whole(y, at, stride, sums):
+def write_whole(y, at, stride, sums, pair):
     """Write a warp's tile whose rows and columns all are there, two numbers at a time; a lane's begin at y[at]."""
     for i in range(sums.shape[0]):
         for j in range(sums.shape[1]):
-            place = at + ROWS * i * stride + COLUMNS * j
-            store_pair(y, place, sums[i, j, 0], sums[i, j, 1])
-            store_pair(y, place + 8 * stride, sums[i, j, 2], sums[i, j, 3])
+            for half in range(2):
+                pair[0], pair[1] = sums[i, j, 2 * half], sums[i, j, 2 * half + 1]
+                write_pair(y, at + (ROWS * i + 8 * half) * stride + COLUMNS * j, pair, 0)
 
 
 @formula
@@ -188,7 +193,7 @@ def write_edge(y, at, stride, sums, n_rows, n_columns):
 
 @kernel(
     INTEGERS, INTEGER, ARRAY, INTEGER, ARRAY, INTEGER, ARRAY, INTEGER, ARRAY, NUMBER, INTEGER, INTEGER, INTEGER,
-    INTEGER, ARRAY, INTEGER, INTEGER, variants=VARIANTS, dtypes=("float32",),
+    INTEGER, ARRAY, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER, variants=VARIANTS, dtypes=("float32",), bounds=_bounds,
 )  # fmt: skip
 def tensor_product(number, variant):
     """Y = max(floor, bias + A·B), with A and B rounded; `variant` is the layout, the tile and the format.
@@ -208,19 +213,21 @@ def tensor_product(number, variant):
 
     def tensor_product(
         clock, batch, y, y_stride, x, x_stride, w, w_stride, bias, floor, n_in, n_out, part_rows, part_stride, gate,
-        gate_stride, rounds,
+        gate_stride, y_aligned, x_aligned, w_aligned, rounds,
     ):  # fmt: skip
         if unaligned:
             a = cuda.shared.array(a_both, np.uint32)
             b = cuda.shared.array(b_both, np.uint32)
         else:
-            a = cuda.shared.array(a_both, np.uint32, alignment=_ALIGNMENT)
-            b = cuda.shared.array(b_both, np.uint32, alignment=_ALIGNMENT)
+            a = cuda.shared.array(a_both, np.uint32, alignment=BYTES)
+            b = cuda.shared.array(b_both, np.uint32, alignment=BYTES)
         sums = cuda.local.array(tiles, number)
         a_ahead = cuda.local.array(a_share, number)
         b_ahead = cuda.local.array(b_share, number)
         a_words = cuda.local.array(a_tiles, np.uint32)
         b_words = cuda.local.array(b_tiles, np.uint32)
+        words = cuda.local.array(QUAD, np.uint32)
+        pair = cuda.local.array(2, number)
         # unsigned, so that the compiler knows that indices are not negative
         thread = np.uint32(cuda.threadIdx.x)
         lane, warp = thread % warp_size, thread // warp_size
@@ -230,9 +237,6 @@ def tensor_product(number, variant):
         if over_rows:
             m, start = n_in, cuda.blockIdx.y * part_rows
             stop = min(start + part_rows, n_rows)
-        x_aligned = address_is_aligned(x) and x_stride % QUAD == 0
-        w_aligned = address_is_aligned(w) and w_stride % QUAD == 0
-        y_aligned = address_is_aligned(y) and y_stride % 2 == 0 and part_stride % 2 == 0
         n_across = (n_out + width - 1) // width
         n_tiles = (m + height - 1) // height * n_across
         for place in range(cuda.blockIdx.x, n_tiles, cuda.gridDim.x):
@@ -252,8 +256,8 @@ def tensor_product(number, variant):
                         read_b(b_words, b, stage * b_size, b_shape, lane, right, word)
                         multiply_tiles(sums, a_words, b_words, code)
                 if following < stop:
-                    put(a, (1 - stage) * a_size, a_shape, thread, a_ahead)
-                    put(b, (1 - stage) * b_size, b_shape, thread, b_ahead)
+                    put(a, (1 - stage) * a_size, a_shape, thread, a_ahead, words)
+                    put(b, (1 - stage) * b_size, b_shape, thread, b_ahead, words)
                 cuda.syncthreads()
             r, c = top + np.int64(down + row_of_c(lane, 0)), left + np.int64(right + column_of_c(lane, 0))
             if not transposed:
@@ -263,8 +267,8 @@ def tensor_product(number, variant):
             if is_half and rounds != 0:
                 round_sums(sums, code)
             at = cuda.blockIdx.y * part_stride + r * y_stride + c
-            if y_aligned and top + height <= m and left + width <= n_out:
-                write_whole(y, at, y_stride, sums)
+            if y_aligned != 0 and top + height <= m and left + width <= n_out:
+                write_whole(y, at, y_stride, sums, pair)
             else:
                 write_edge(y, at, y_stride, sums, m - r, n_out - c)
 
@@ -288,8 +292,8 @@ def bind_tensor_product(op: Binding) -> None:
     op.launch(
         "tensor_product", ((min(n_tiles, MOST_BLOCKS), n_parts), (tile.threads,)), op.clock, op.batch, parts, stride,
         op.array(ops.X), op[ops.X_STRIDE], op.array(ops.W), op[ops.W_STRIDE], op.array(ops.BIAS), op.setting(0), n_in,
-        n_out, math.ceil(op.batch / n_parts), part_stride, op.array(ops.KEPT), op[ops.KEPT_STRIDE], int(op.rounds),
-        variant=(layout, tile, code),
+        n_out, math.ceil(op.batch / n_parts), part_stride, op.array(ops.KEPT), op[ops.KEPT_STRIDE],
+        *op.aligned((parts, stride)), int(op.rounds), variant=(layout, tile, code),
     )  # fmt: skip
     if n_parts > 1:
         op.launch("sum_of_parts", flat(part_stride), y, y_stride, parts, part_stride, n_parts, n_in, n_out)

@@ -3,7 +3,8 @@ aligned.
 
 `read_vector` and `write_vector` move as many numbers as 128 bits hold between an array in a thread's registers, from
 number `at` on, and one in global or shared memory, where `place` has to be a multiple of so many numbers; `read_pair`
-moves two. Both arrays are of one dtype and lie in one piece.
+and `write_pair` move two. Both arrays are of one dtype and lie in one piece. The simulator, which could move any, tells
+where memory is not aligned, or not there.
 """
 
 from numba.cuda.extending import intrinsic
@@ -17,18 +18,28 @@ if SIMULATED:
 
     def read_vector(registers, at, source, place):
         """registers[at : at + n] = source[place : place + n]."""
-        for c in range(BYTES // registers.dtype.itemsize):
-            registers[at + c] = source[place + c]
+        _move(registers, at, source, place, _check(source, place, BYTES // registers.dtype.itemsize))
 
     def read_pair(registers, at, source, place):
         """registers[at : at + 2] = source[place : place + 2]."""
-        for c in range(2):
-            registers[at + c] = source[place + c]
+        _move(registers, at, source, place, _check(source, place, 2))
 
     def write_vector(target, place, registers, at):
         """target[place : place + n] = registers[at : at + n]."""
-        for c in range(BYTES // registers.dtype.itemsize):
-            target[place + c] = registers[at + c]
+        _move(target, place, registers, at, _check(target, place, BYTES // registers.dtype.itemsize))
+
+    def write_pair(target, place, registers, at):
+        """target[place : place + 2] = registers[at : at + 2]."""
+        _move(target, place, registers, at, _check(target, place, 2))
+
+    def _move(target, at, source, place, n):
+        for c in range(n):
+            target[at + c] = source[place + c]
+
+    def _check(memory, place, n):
+        if place % n or not 0 <= place <= len(memory) - n:
+            raise ValueError(f"{n} numbers at {place} of {len(memory)} cannot be moved as one")
+        return n
 
 else:
     from llvmlite import ir
@@ -51,6 +62,11 @@ else:
         """target[place : place + n] = registers[at : at + n]."""
         n = _length(target)
         return _mover(target, registers, lambda *arguments: _move(*arguments, n, stores=True))
+
+    @intrinsic
+    def write_pair(typing, target, place, registers, at):
+        """target[place : place + 2] = registers[at : at + 2]."""
+        return _mover(target, registers, lambda *arguments: _move(*arguments, 2, stores=True))
 
     def _length(array):
         return BYTES * 8 // array.dtype.bitwidth

@@ -6,6 +6,7 @@ from numba import cuda
 
 from nbbp.cuda import kernels
 from nbbp.cuda.kernels import OVER_ROWS, TRANSPOSED
+from nbbp.cuda.launch import is_aligned
 
 #: Relative errors of whole models against the CPU engine: rounding to 11, 8 and 11 significant bits.
 TOLERANCES = {"tf32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
@@ -51,13 +52,15 @@ def run_product(variant, precision, rows, n_in, n_out, grid=2, floor=-np.inf, pa
     y = np.full(gap + parts * (m + 1) * stride, 7, np.float32)
     memory = cuda.to_device(y)
     clock = cuda.to_device(np.array([3 * batch + rows, 3, 0]))
-    launch = kernels.configured(
+    matrices = (memory[gap:], stride), (_on_device(x, gap), x.shape[1]), (_on_device(w, gap), w.shape[1])
+    operands = [argument for matrix in matrices for argument in matrix]
+    configured = kernels.configured(
         kernels.compiled("tensor_product", "float32", variant), (grid, parts), (tile.threads,), 0
     )
-    launch(
-        clock, batch, memory[gap:], stride, _on_device(x, gap), x.shape[1], _on_device(w, gap), w.shape[1],
-        cuda.to_device(bias), np.float32(floor), n_in, n_out, -(-rows // parts), (m + 1) * stride,
-        cuda.to_device(gate.ravel()), n_out + 2, rounds,
+    configured(
+        clock, batch, *operands, cuda.to_device(bias), np.float32(floor), n_in, n_out, -(-rows // parts),
+        (m + 1) * stride, cuda.to_device(gate.ravel()), n_out + 2, *(int(is_aligned(*matrix)) for matrix in matrices),
+        rounds,
     )  # fmt: skip
     found = memory.copy_to_host()
     assert (found[:gap] == 7).all(), "written in front of the first row"

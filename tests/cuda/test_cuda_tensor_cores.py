@@ -191,11 +191,11 @@ def shape_of(across, rows, code):
 def test_panels_are_written_whole_and_without_conflicts(across, rows, code):
     """Threads whose stores go together, 128 bytes at a time, write to 32 banks."""
     shape, written = shape_of(across, rows, code), []
-    n_quads, _ = tensor_panels.share_of_panel(shape)
     n_words = 4 if across or code == TF32 else 2
     for thread in range(128):
         recorder = Recorder()
-        tensor_panels.put(recorder, 0, shape, thread, np.zeros((n_quads, 4), np.float32))
+        ahead = np.zeros(tensor_panels.share_of_panel(shape), np.float32)
+        tensor_panels.put(recorder, 0, shape, thread, ahead, np.zeros(4, np.uint32))
         written.append(np.reshape(recorder.places, (-1, n_words)))
     stores = np.stack(written, axis=1)  # (turns, threads, words)
     together = 32 // n_words
@@ -324,7 +324,8 @@ def test_infinity_and_nan_go_through():
         )
         launch(
             cuda.to_device(np.array([3, 0, 0])), 3, y, 1, cuda.to_device(x.ravel()), 2,
-            cuda.to_device(np.ones(2, np.float32)), 1, empty, np.float32(-np.inf), 2, 1, 0, 0, empty, 0, 0,
+            cuda.to_device(np.ones(2, np.float32)), 1, empty, np.float32(-np.inf), 2, 1, 0, 0, empty, 0, 0, 0,
+            0, 0,
         )  # fmt: skip
         np.testing.assert_array_equal(y.copy_to_host(), [np.inf, np.nan, 2.0], err_msg=name)
 
