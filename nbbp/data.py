@@ -7,13 +7,14 @@ part; `infer_n_in` looks up the number of features. The sources themselves are i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from nbbp.device_data import device_source, is_on_device
+from nbbp.device_data import batch_on_device, device_source, is_on_device, shape_of
 from nbbp.form import PLAIN, Form
 from nbbp.sources import (
     COPY_LIMIT,
@@ -97,10 +98,10 @@ def source(
         As `features`, `targets` and `weights` do, before anything is trained.
     """
     dtype = np.dtype(dtype)
+    describe = {"n_in": n_in, "n_out": n_out, "loss": loss, "dtype": dtype, "form": form, "on_device": on_device}
     if is_on_device(X):
         if labelled and y is None:
             raise TypeError(f"{names[1]} is None; {names[0]} is an array, so its targets must be given")
-        describe = {"n_in": n_in, "n_out": n_out, "loss": loss, "dtype": dtype, "form": form, "on_device": on_device}
         return device_source(X, y, sample_weight, class_weight, names=names, **describe)
     if is_iterable_of_batches(X, y, labelled):
         if y is not None or sample_weight is not None:
@@ -120,6 +121,7 @@ def source(
             labelled=labelled,
             name=names[0],
             form=form,
+            on_device=functools.partial(_batch_on_device, **describe),
         )
     array = form.samples(as_array(X, names[0]), n_in, names[0])
     y = form.targets(y, names[1])
@@ -149,6 +151,11 @@ def source(
         sample_weight, class_weight, converted, loss, n_out, len(checked), dtype, names[2], partner=names[0]
     )
     return ArraySource(checked, converted, weight)
+
+
+def _batch_on_device(x: Any, *others: Any, **describe: Any) -> Chunk | None:
+    """A batch of an iterable as `batch_on_device` gives it; None where its features lie on the host."""
+    return batch_on_device(x, *others, **describe) if is_on_device(x) else None
 
 
 def sources_to_fit(
@@ -206,7 +213,7 @@ def infer_n_in(X: Any, y: Any = None, name: str = "X", form: Form = PLAIN) -> in
     Raises ValueError for a generator, whose first batch would be lost, and for data that is no matrix.
     """
     if is_on_device(X):
-        return math.prod(X.shape[1:])
+        return math.prod(shape_of(X)[1:])
     if is_iterable_of_batches(X, y):
         if is_one_shot(X):
             raise ValueError(
@@ -277,6 +284,8 @@ def common_length(named: Mapping[str, Any]) -> int:
 
 
 def _length(value: Any, name: str) -> int:
+    if is_on_device(value):
+        return shape_of(value)[0]
     return value.shape[0] if getattr(value, "shape", ()) else len(as_array(value, name))
 
 
@@ -301,5 +310,5 @@ def _looks_like_batch(entry: Any) -> bool:
     return (
         isinstance(entry, (tuple, list))
         and len(entry) in (2, 3)
-        and all(getattr(part, "ndim", isinstance(part, (list, tuple))) for part in entry)
+        and all(is_on_device(part) or getattr(part, "ndim", isinstance(part, (list, tuple))) for part in entry)
     )

@@ -1,4 +1,5 @@
-"""Data that lie on the GPU already: arrays with `__cuda_array_interface__`, as of CuPy, PyTorch and Numba.
+"""Data that lie on the GPU already: arrays with `__cuda_array_interface__`, as of CuPy, PyTorch and Numba, or with
+`__dlpack__`.
 
 Features are taken as they are, without a copy; so are labels of int64 and dense targets of the model's dtype. Their
 numbers are checked where they lie. Other targets, and weights, are brought to the host and checked there.
@@ -16,7 +17,10 @@ from nbbp.sources import ArraySource, Chunk
 from nbbp.targets import targets, weights
 from nbbp.validation import LARGEST
 
-__all__ = ["batch_on_device", "device_source", "is_on_device"]
+__all__ = ["batch_on_device", "device_source", "is_on_device", "shape_of"]
+
+#: Kinds of memory, as `__dlpack_device__` names them, that a GPU of NVIDIA's reads: its own, and managed memory.
+_ON_GPU = (2, 13)
 
 #: As in nbbp/targets.py: how far from 1 the sum of probabilities may be.
 _SUM_TOLERANCE = 1e-3
@@ -24,10 +28,25 @@ _SUM_TOLERANCE = 1e-3
 
 def is_on_device(x: Any) -> bool:
     """Whether x is an array on a GPU."""
+    if isinstance(x, np.ndarray):
+        return False
     try:
-        return hasattr(x, "__cuda_array_interface__")
+        if hasattr(x, "__cuda_array_interface__"):
+            return True
+        return hasattr(x, "__dlpack__") and x.__dlpack_device__()[0] in _ON_GPU
     except RuntimeError:  # a tensor of PyTorch's that requires a gradient
         return True
+    except (AttributeError, BufferError, ValueError):  # half a protocol, or memory that cannot be handed on
+        return False
+
+
+def shape_of(x: Any) -> tuple[int, ...]:
+    """The shape of an array on a GPU; what has `__dlpack__` alone need not say it."""
+    if hasattr(x, "shape"):
+        return tuple(x.shape)
+    from nbbp.cuda.memory import device_array
+
+    return tuple(device_array(x).shape)
 
 
 def device_source(
@@ -66,9 +85,16 @@ def device_source(
     return ArraySource(values, wanted, weight)
 
 
-def batch_on_device(x: Any, y: Any, sample_weight: Any, **describe: Any) -> Chunk:
+def batch_on_device(
+    x: Any,
+    y: Any,
+    sample_weight: Any,
+    class_weight: Any = None,
+    names: tuple[str, str, str] = ("x", "y", "sample_weight"),
+    **describe: Any,
+) -> Chunk:
     """One batch whose features lie on the GPU; `describe` as in `device_source`."""
-    source = device_source(x, y, sample_weight, None, names=("x", "y", "sample_weight"), **describe)
+    source = device_source(x, y, sample_weight, class_weight, names=names, **describe)
     (chunk,) = source.chunks()
     return chunk
 

@@ -129,7 +129,7 @@ def _batches(source: Source, batch: int, session: Session, steps: int) -> Iterat
             order = permutation(source.n_samples, session.seed, session.epoch)
             n_batches = steps * session.optimizer.accumulation_steps
             rows = batch * max(1, min(n_batches, (source.row_limit or source.n_samples) // batch))
-        for chunk in source.chunks(order, rows):
+        for chunk in session.chunks(source, order, rows, batch):
             size = len(chunk.order) if order is None else batch
             for first in range(0, len(chunk.order), size):
                 yield replace(chunk, order=chunk.order[first : first + size])

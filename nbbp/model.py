@@ -49,10 +49,12 @@ class Model(ModelBase):
     seed : int
         Key of every random number: initial parameters and shuffles. The same seed gives the same bits, on any
         number of threads.
-    precision : {"float32", "bf16", "fp16"}
-        "float32" for the dtype itself. Otherwise mixed precision: parameters, their gradients and the optimizer stay
-        float32; weights, data, what layers give and gradients on their way back are rounded to 16 bits, and products
-        add up in float32. Deep networks then train in about 0.6 of the memory; data and outputs of fp16 end at 65504.
+    precision : {"float32", "tf32", "bf16", "fp16"}
+        "float32" for the dtype itself. "tf32", on a GPU, rounds the factors of matrix products to 11 significant bits
+        for its tensor cores, and nothing else. The others are mixed precision: parameters, their gradients and the
+        optimizer stay float32; weights, data, what layers give and gradients on their way back are rounded to 16 bits,
+        and products, on a GPU those of tensor cores, add up in float32. Deep networks then train in about 0.6 of the
+        memory; data and outputs of fp16 end at 65504. Tensor cores need compute capability 8.0.
     loss_scaling : LossScaling or float, optional
         Of fp16: how the loss's gradient is scaled (by default as `nbbp.LossScaling`), or a fixed scale.
 
@@ -95,7 +97,8 @@ class Model(ModelBase):
         ----------
         X : array_like (n, n_in), or an iterable of batches (x, y) or (x, y, sample_weight)
             Arrays of any dtype, order or strides, lists, DataFrames, memory maps larger than memory. With `Flatten` or
-            `Reshape` first, samples of any shape.
+            `Reshape` first, samples of any shape. (On a GPU an iterable is asked for its next batch while the last one
+            is trained on, before callbacks hear of that.)
         y : array_like (n,) or (n, n_out)
             Class labels, one-hot or soft rows for classification losses, values for the others, shaped as outputs are.
         epochs, batch_size : int

@@ -222,9 +222,13 @@ class ModelBase:
         Raises
         ------
         ValueError
-            If the sizes are not known yet, or a layer is neither dense nor an activation.
+            If the sizes are not known yet, a layer is neither dense nor an activation, or the precision is not that of
+            the dtype.
         """
         self._built  # noqa: B018 - raises where there are no parameters
+        if self.precision != "float32":
+            what = f"this model has precision={self.precision!r}"
+            raise ValueError(f"as_cuda_device computes in the dtype itself; {what}")
         from nbbp.device_functions import CudaFunctions  # which knows CUDA
 
         return CudaFunctions(self.network, self.loss, self.dtype)

@@ -88,7 +88,7 @@ def describe_parts(model: Model, network: Sequential) -> Description:
     return Description(network, *parts, step=0, epoch=0, **precision)
 
 
-def load_model(path: str | os.PathLike) -> Model:
+def load_model(path: str | os.PathLike, device: str = "cpu") -> Model:
     """The model that `nbbp.Model.save` wrote to a file.
 
     It predicts the same bits, and trains on to the same bits, as the one that was saved. Its activations and losses
@@ -97,26 +97,31 @@ def load_model(path: str | os.PathLike) -> Model:
     Parameters
     ----------
     path : str or os.PathLike
+    device : {"cpu", "cuda", "auto"}
+        As `nbbp.Model`; a model in tf32 is one of GPUs.
 
     Returns
     -------
     Model
-        On the CPU, with the history of its last run of `fit`.
+        On that device, with the history of its last run of `fit`.
 
     Raises
     ------
     ValueError
         If the file holds anything else: another kind of file, one that is cut short or altered, a description whose
         parts are unknown or do not fit the arrays. The message says what is wrong, what was expected and what came.
+        If the device does not have the model's precision.
     OSError
         If there is no such file, or it cannot be read.
+    RuntimeError
+        If there is no CUDA for device="cuda".
 
     Examples
     --------
     >>> model.save("digits.safetensors")                                        # doctest: +SKIP
     >>> nbbp.load_model("digits.safetensors").fit(X, y, epochs=10)              # doctest: +SKIP
     """
-    return read(path).model()
+    return read(path).model(device)
 
 
 def read(path: str | os.PathLike) -> Saved:
@@ -192,14 +197,14 @@ class Saved:
             if described.loss_scale is not None:
                 session.loss_scale[:2] = described.loss_scale
 
-    def model(self) -> Model:
-        """A new model of it, in no run: its learning rate is the optimizer's."""
+    def model(self, device: str = "cpu") -> Model:
+        """A new model of it on that device, in no run: its learning rate is the optimizer's."""
         described, network = self.description, self.description.network
         # without sizes, so that nothing is drawn at random
         network = Sequential(network.layers, checkpoint_every=network.checkpoint_every)
         parts = network, described.loss, described.optimizer, described.metrics
         settings = {"precision": described.precision, "loss_scaling": described.loss_scaling}
-        model = Model(*parts, dtype=described.dtype, seed=described.seed, **settings)
+        model = Model(*parts, device=device, dtype=described.dtype, seed=described.seed, **settings)
         model._build(described.network.n_in, self.parameters)
         model.history = self.history
         self.put_into(model._session)

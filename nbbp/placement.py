@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numba
 
+from nbbp.precision import OF_GPUS
+
 if TYPE_CHECKING:
+    import numpy as np
+
     from nbbp.session import Session
     from nbbp.sources import Chunk, Source
 
@@ -21,6 +25,8 @@ __all__ = ["FORWARD_BATCH", "OnHost", "checked_device", "session_on", "why_no_cu
 #: Rows that prediction and evaluation take at a time on the host.
 FORWARD_BATCH = 256
 DEVICES = ("cpu", "cuda", "auto")
+#: The compute capability from which on tensor cores take tf32 and bf16.
+TENSOR_CORES = (8, 0)
 _INSTALL = 'pip install "nbbp[cu12]" for a driver of CUDA 12, or "nbbp[cu13]" for one of CUDA 13'
 
 
@@ -47,13 +53,17 @@ class OnHost:
     def end_fit(self) -> None:
         """A run of `fit` is over, however it ended."""
 
+    def chunks(self, source: Source, order: np.ndarray | None, rows: int | None, batch: int) -> Iterator[Chunk]:
+        """The chunks of data that are trained on: in that order, of so many rows, whole batches."""
+        return source.chunks(order, rows)
+
     def chunks_of(self, source: Source) -> Iterator[Chunk]:
         """The chunks of data that go forward."""
         return source.chunks(None, None)
 
 
 def checked_device(device: Any, precision: str = "float32") -> str:
-    """The device's name, "cpu" or "cuda"; "auto" is the latter where there is a GPU that can be used.
+    """The device's name, "cpu" or "cuda"; "auto" is the latter where there is a GPU that has the precision.
 
     Raises
     ------
@@ -65,14 +75,31 @@ def checked_device(device: Any, precision: str = "float32") -> str:
     if not isinstance(device, str) or device not in DEVICES:
         raise ValueError(f"device must be one of {', '.join(map(repr, DEVICES))}; got {device!r}")
     if device == "auto":
-        return "cuda" if precision == "float32" and why_no_cuda() is None else "cpu"
+        device = "cuda" if why_no_cuda() is None and _why_not_in(precision) is None else "cpu"
     if device == "cuda":
         missing = why_no_cuda()
         if missing is not None:
             raise RuntimeError(f"device 'cuda' cannot be used: {missing}")
-        if precision != "float32":
-            raise ValueError(f"precision {precision!r} is not on CUDA yet; expected 'float32' with device='cuda'")
+        if (old := _why_not_in(precision)) is not None:
+            raise ValueError(old)
+    elif precision in OF_GPUS:
+        raise ValueError(
+            f"precision {precision!r} is one of CUDA's tensor cores; the CPU has 'float32', 'bf16' and 'fp16'"
+        )
     return device
+
+
+def _why_not_in(precision: str) -> str | None:
+    """Why the GPU does not have that precision; None if it does."""
+    if precision == "float32" or numba.config.ENABLE_CUDASIM:
+        return None
+    from numba import cuda
+
+    capability = cuda.get_current_device().compute_capability
+    if capability >= TENSOR_CORES:
+        return None
+    needed, there = (".".join(map(str, numbers)) for numbers in (TENSOR_CORES, capability))
+    return f"precision {precision!r} needs a GPU of compute capability {needed} or newer; this one has {there}"
 
 
 def why_no_cuda() -> str | None:

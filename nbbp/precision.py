@@ -21,8 +21,11 @@ __all__ = [
     "scale_so_far",
 ]
 
-#: What a model may compute in.
-PRECISIONS = ("float32", "bf16", "fp16")
+#: What a model may compute in, and which of them only a GPU has.
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+OF_GPUS = ("tf32",)
+#: Bits of a float32 that count in a product of that precision.
+_BITS = {"tf32": 19, "bf16": 16, "fp16": 16}
 #: The least and the largest loss scale: normal float32 numbers, far from the ends.
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**100
 
@@ -85,13 +88,12 @@ def checked_precision(precision: Any, dtype: np.dtype) -> str:
     ValueError
         For another name, or one that does not go with the dtype.
     """
-    if isinstance(precision, str) and precision == "tf32":
-        raise ValueError("precision 'tf32' is one of CUDA's tensor cores; the CPU has 'float32', 'bf16' and 'fp16'")
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {precision!r}")
     if precision != "float32" and dtype != np.float32:
         raise ValueError(
-            f"precision {precision!r} needs dtype='float32', of which it keeps 16 bits; got {dtype.name!r}"
+            f"precision {precision!r} needs dtype='float32', of which it keeps {_BITS[precision]} bits; "
+            f"got {dtype.name!r}"
         )
     return precision
 

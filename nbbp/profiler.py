@@ -265,6 +265,8 @@ def profile(model: ModelBase) -> Iterator[Profile]:
         For anything but a `Model`.
     RuntimeError
         If the model is being profiled already.
+    NotImplementedError
+        If it is on a GPU, whose kernels the host's counters do not see.
 
     Notes
     -----
@@ -281,6 +283,11 @@ def profile(model: ModelBase) -> Iterator[Profile]:
     """
     if not isinstance(model, ModelBase):
         raise TypeError(f"profile takes a Model; got {model!r} ({type(model).__name__})")
+    if model.device == "cuda":
+        raise NotImplementedError(
+            "the counters of nbbp.profile are the host's, and this model is on a GPU; expected device='cpu'. There, "
+            "NVIDIA Nsight Systems (nsys profile python …) times every kernel, and profiling/cuda.py whole steps"
+        )
     session = model._session
     if model._profile is not None or (session is not None and session.watchers):
         raise RuntimeError("this model is being profiled already")

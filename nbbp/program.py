@@ -99,6 +99,8 @@ class Program:
         Whether a step is long enough for more than one thread.
     outputs : dict of str to Values
         What the outermost layers give, by path.
+    keeps_outputs : bool
+        Whether somebody reads that when a step is done.
     taken : list of Values
         Every matrix that was asked for, in this order.
     monitored : (tiles, phases) or None
@@ -117,6 +119,7 @@ class Program:
     scratch: int = PADDING
     is_shared: bool = True
     outputs: dict[str, Values] = field(default_factory=dict)
+    keeps_outputs: bool = False
     taken: list[Values] = field(default_factory=list)
     monitored: tuple[np.ndarray, np.ndarray] | None = None
     task: str = "prediction"

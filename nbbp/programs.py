@@ -38,6 +38,7 @@ def prediction_program(
     lowering = lowering_in(precision, network, batch, keeps_outputs=keeps_outputs)
     out, _ = checkpointing.forward(lowering, lowering.gather(), ends=True)
     program = lowering.program
+    program.keeps_outputs = keeps_outputs
     with program.labelled(phase="output"):
         if also is not None:
             out = final_activation(lowering, also, out)

@@ -210,6 +210,9 @@ class IterableSource:
         As in `source`; "balanced" class weights need all labels at once and are refused.
     name : str
         What the caller calls the batches, for the message.
+    on_device : callable, optional
+        ``on_device(x, y, sample_weight, class_weight, names)`` gives a batch whose x lies on a GPU as a chunk, and None
+        where it does not.
     """
 
     n_samples = None
@@ -228,6 +231,7 @@ class IterableSource:
         labelled: bool = True,
         name: str = "X",
         form: Form = PLAIN,
+        on_device: Callable[..., Chunk | None] = lambda *batch: None,
     ) -> None:
         self.is_one_shot = is_one_shot(batches)
         if epochs > 1 and self.is_one_shot:
@@ -242,7 +246,7 @@ class IterableSource:
             )
         self._batches, self._n_in, self._n_out, self._loss, self._dtype = batches, n_in, n_out, loss, dtype
         self._class_weight, self._labelled, self._name = class_weight, labelled, name
-        self._form = form
+        self._form, self._on_device = form, on_device
         self.n_batches = len(batches) if hasattr(type(batches), "__len__") else None
         if isinstance(batches, (list, tuple)):
             for _ in self.chunks():
@@ -265,6 +269,9 @@ class IterableSource:
     def _convert(self, batch: Any, where: str) -> Chunk:
         if not self._labelled:
             x = batch[0] if isinstance(batch, tuple) else batch
+            chunk = self._on_device(x, None, None, None, (where, "", ""))
+            if chunk is not None:
+                return chunk
             X = self._features(x, where)
             return Chunk(X, None, None, np.arange(len(X), dtype=np.int64))
         if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
@@ -272,19 +279,16 @@ class IterableSource:
             raise TypeError(
                 f"{where} is a {type(batch).__name__} {came}".rstrip() + "; expected (x, y) or (x, y, sample_weight)"
             )
-        X = self._features(batch[0], f"x of {where}")
-        wanted = self._form.targets(batch[1], f"y of {where}")
-        y = targets(wanted, self._loss, self._n_out, len(X), self._dtype, f"y of {where}", partner=f"x of {where}")
+        names = f"x of {where}", f"y of {where}", f"sample_weight of {where}"
+        weight = batch[2] if len(batch) == 3 else None
+        chunk = self._on_device(*batch[:2], weight, self._class_weight, names)
+        if chunk is not None:
+            return chunk
+        X = self._features(batch[0], names[0])
+        wanted = self._form.targets(batch[1], names[1])
+        y = targets(wanted, self._loss, self._n_out, len(X), self._dtype, names[1], partner=names[0])
         weight = weights(
-            batch[2] if len(batch) == 3 else None,
-            self._class_weight,
-            y,
-            self._loss,
-            self._n_out,
-            len(X),
-            self._dtype,
-            f"sample_weight of {where}",
-            partner=f"x of {where}",
+            weight, self._class_weight, y, self._loss, self._n_out, len(X), self._dtype, names[2], partner=names[0]
         )
         return Chunk(X, y, weight, np.arange(len(X), dtype=np.int64))
 

@@ -133,7 +133,8 @@ def _statistics(source: Source, dtype: np.dtype, name: str) -> dict[str, np.ndar
     """Mean and variance of a source, each (n_in,) of the dtype."""
     moments = Moments()
     for chunk in source.chunks(None, None):
-        moments.add(chunk.X, chunk.order)
+        X = chunk.X if isinstance(chunk.X, np.ndarray) else chunk.X.copy_to_host()  # it lies on a GPU
+        moments.add(X, chunk.order)
     found = {"mean": moments.mean, "variance": moments.variance}
     # the data are finite: what is NaN comes from differences of infinities, and is too large as these are
     return {

@@ -191,7 +191,7 @@ class Training:
                 order = permutation(self.source.n_samples, session.seed, session.epoch)
         total, n_samples, n_batches, sums = 0.0, 0, 0, np.zeros(len(session.metrics))
         run.samples = 0
-        for chunk in self.source.chunks(order, self._chunk_rows(batch)):
+        for chunk in session.chunks(self.source, order, self._chunk_rows(batch), batch):
             n = len(chunk.order)
             if self.source.n_samples is None:
                 batch = n

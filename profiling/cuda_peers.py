@@ -1,7 +1,7 @@
 """The libraries that ``profiling/cuda.py`` times on a GPU, each behind the same few calls.
 
 PyTorch's batches, and JAX's, are views of arrays that lie on the GPU; Adam is the library's fused one, or written out
-where XLA fuses it. tf32 is off.
+where XLA fuses it. tf32 is off but where a row is of it; bf16 is PyTorch's autocast, and none of JAX's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ class Peer:
 
     name = ""
 
-    def load(self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
-        """Take initial parameters and data, to the GPU."""
+    def load(
+        self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, precision: str = "float32"
+    ) -> None:
+        """Take initial parameters and data, to the GPU; `precision` as `nbbp.Model`."""
         raise NotImplementedError
 
     def losses(self, n: int) -> list[float]:
@@ -76,12 +78,14 @@ class Nbbp(Peer):
     def __init__(self) -> None:
         nbbp.Model(nbbp.Sequential([nbbp.Dense(1)], n_in=1), "mse", device="cuda")  # raises where there is no GPU
 
-    def load(self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
+    def load(
+        self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, precision: str = "float32"
+    ) -> None:
         from numba import cuda
 
         from nbbp.cuda.kernels import SIMULATED
 
-        self.case, self.initial = case, parameters
+        self.case, self.initial, self.precision = case, parameters, precision
         self.host = x, y
         self.x, self.y = (x, y) if SIMULATED else (cuda.to_device(x), cuda.to_device(y))
         self._start()
@@ -91,7 +95,7 @@ class Nbbp(Peer):
         layers = [nbbp.Dense(n, activation="relu") for n in hidden] + [nbbp.Dense(n_out)]
         optimizer = nbbp.Adam(learning_rate=LEARNING_RATE, betas=(BETA_1, BETA_2), eps=EPSILON)
         network = nbbp.Sequential(layers, n_in=self.case.sizes[0])
-        self.model = nbbp.Model(network, "crossentropy", optimizer, device="cuda")
+        self.model = nbbp.Model(network, "crossentropy", optimizer, device="cuda", precision=self.precision)
         for values, initial in zip(self.model.parameters.values(), self.initial, strict=True):
             values[...] = initial
 
@@ -121,10 +125,24 @@ class Torch(Peer):
         if not torch.cuda.is_available():
             raise RuntimeError("PyTorch finds no GPU")
         self.torch = torch
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._take("float32")
 
-    def load(self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
+    def _take(self, precision: str) -> None:
+        """Compute in that precision from here on."""
+        if precision not in ("float32", "tf32", "bf16"):
+            raise RuntimeError(f"{precision} is not compared")
+        torch, self.precision = self.torch, precision
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+    def _autocast(self) -> Any:
+        """The context of a forward pass."""
+        return self.torch.autocast("cuda", self.torch.bfloat16, enabled=self.precision == "bf16")
+
+    def load(
+        self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, precision: str = "float32"
+    ) -> None:
         torch = self.torch
+        self._take(precision)
         self.case, self.initial = case, parameters
         self.all_x = torch.from_numpy(x).cuda()
         self.x, self.y = self.all_x.split(case.batch), torch.from_numpy(y).cuda().split(case.batch)
@@ -144,7 +162,8 @@ class Torch(Peer):
         self.call = self._forward_and_backward
 
     def _forward_and_backward(self, x: Any, y: Any) -> Any:
-        loss = self.torch.nn.functional.cross_entropy(self.net(x), y)
+        with self._autocast():
+            loss = self.torch.nn.functional.cross_entropy(self.net(x), y)
         loss.backward()
         return loss
 
@@ -172,7 +191,7 @@ class Torch(Peer):
         return 1e-3 * begin.elapsed_time(end)
 
     def predict(self) -> float:
-        with self.torch.no_grad():
+        with self.torch.no_grad(), self._autocast():
             self.net(self.all_x)
             return self._events(lambda: self.net(self.all_x))
 
@@ -192,7 +211,8 @@ class TorchCompiled(Torch):
         forward = self.torch.compile(lambda x, y: cross_entropy(net(x), y), mode="max-autotune")
 
         def call(x: Any, y: Any) -> Any:
-            loss = forward(x, y)
+            with self._autocast():
+                loss = forward(x, y)
             loss.backward()
             return loss
 
@@ -253,12 +273,17 @@ class Jax(Peer):
 
         if jax.default_backend() != "gpu":
             raise RuntimeError("JAX finds no GPU")
-        jax.config.update("jax_default_matmul_precision", "highest")
         from profiling.peers.jax_peer import JaxJit, JaxScan
 
         self.jax, self.peer = jax, (JaxScan if self.scans else JaxJit)(1)
 
-    def load(self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> None:
+    def load(
+        self, case: Case, parameters: list[np.ndarray], x: np.ndarray, y: np.ndarray, precision: str = "float32"
+    ) -> None:
+        names = {"float32": "highest", "tf32": "tensorfloat32"}
+        if precision not in names:
+            raise RuntimeError(f"{precision} is compared with PyTorch alone")
+        self.jax.config.update("jax_default_matmul_precision", names[precision])
         self.case = case
         self.peer.load(case, parameters, x, y)
 
@@ -295,16 +320,19 @@ def installed(names: Sequence[str]) -> list[Peer]:
     return found
 
 
-def rates() -> tuple[float, float] | None:
-    """Operations per second of the best sgemm and bytes per second of a copy (read and written); None without torch."""
+def rates(precision: str = "float32") -> tuple[float, float] | None:
+    """Operations per second of the best matrix product, in that precision, and bytes per second of a copy (read and
+    written); None without torch.
+    """
     try:
         peer = Torch()
     except (ImportError, RuntimeError):
         return None
+    peer._take(precision)
     torch = peer.torch
-    best = 0.0
+    kind, best = torch.bfloat16 if precision == "bf16" else torch.float32, 0.0
     for n in (4096, 8192):
-        a, b = (torch.randn(n, n, device="cuda") for _ in range(2))
+        a, b = (torch.randn(n, n, device="cuda", dtype=kind) for _ in range(2))
         a @ b
         best = max(best, 2.0 * n**3 / min(peer._events(lambda a=a, b=b: a @ b) for _ in range(_PROBES)))
     source = torch.empty(1 << 28, device="cuda")
@@ -313,8 +341,8 @@ def rates() -> tuple[float, float] | None:
     return best, 2.0 * source.numel() * source.element_size() / seconds
 
 
-def conditions(peers: Sequence[Peer], found: tuple[float, float] | None) -> str:
-    """The GPU, versions and rates in one paragraph."""
+def conditions(peers: Sequence[Peer], found: dict[str, tuple[float, float] | None]) -> str:
+    """The GPU, versions and rates, by their precisions, in one paragraph."""
     import importlib.metadata
 
     from nbbp.diagnostics import cuda_devices
@@ -326,5 +354,9 @@ def conditions(peers: Sequence[Peer], found: tuple[float, float] | None) -> str:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    measured = f" sgemm {found[0] / 1e12:.1f} TFLOP/s, copies {found[1] / 1e9:.0f} GB/s." if found else ""
+    measured = "".join(
+        f" Products in {precision} {pair[0] / 1e12:.1f} TFLOP/s, copies {pair[1] / 1e9:.0f} GB/s."
+        for precision, pair in found.items()
+        if pair
+    )
     return f"{cuda_devices()}; {', '.join(versions)}.{measured} Times are minima of {', '.join(p.name for p in peers)}."

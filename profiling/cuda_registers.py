@@ -51,7 +51,8 @@ def ptx_of(name: str, dtype: str, variant: Any, cc: tuple[int, int]) -> str:
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)  # there may be none
     try:
         function = kernels.function(name, dtype, variant)
-        return cuda.compile_ptx(function, kernels.signature(name, dtype).args, cc=cc)[0]
+        bounds = kernels.bounds(name, dtype, variant)
+        return cuda.compile_ptx(function, kernels.signature(name, dtype).args, cc=cc, launch_bounds=bounds)[0]
     finally:
         dispatcher.get_current_device = present
 
@@ -75,9 +76,9 @@ def figures(ptx: str, cc: tuple[int, int], assembler: str) -> Figures:
     )
 
 
-def everything(only: str = "") -> Iterator[tuple[str, Any]]:
-    """Name and variant of every kernel whose name holds `only`."""
-    return ((name, variant) for name, variant in kernels.everything() if only in name)
+def everything(only: str = "", dtype: str = "float32") -> Iterator[tuple[str, Any]]:
+    """Name and variant of every kernel for a dtype whose name holds `only`."""
+    return ((name, variant) for name, variant in kernels.everything(dtype) if only in name)
 
 
 def main() -> None:
@@ -89,13 +90,13 @@ def main() -> None:
     assembler = ptxas()
     if assembler is None:
         raise SystemExit("ptxas was not found: pip install 'nvidia-cuda-nvcc==13.0.*'")
-    print(f"{'kernel':32}{'variant':44}{'dtype':9}{'sm':>4}{'registers':>10}{'shared':>8}{'stack':>7}{'spills':>8}")
-    for name, variant in everything(options.kernel):
-        for dtype in ("float32", "float64"):
+    print(f"{'kernel':32}{'variant':64}{'dtype':9}{'sm':>4}{'registers':>10}{'shared':>8}{'stack':>7}{'spills':>8}")
+    for dtype in kernels.DTYPES:
+        for name, variant in everything(options.kernel, dtype):
             for cc in (divmod(number, 10) for number in options.cc):
                 found = figures(ptx_of(name, dtype, variant, cc), cc, assembler)
                 print(
-                    f"{name:32}{variant!s:44.43}{dtype:9}{cc[0] * 10 + cc[1]:>4}{found.registers:>10}"
+                    f"{name:32}{variant!s:64.63}{dtype:9}{cc[0] * 10 + cc[1]:>4}{found.registers:>10}"
                     f"{found.shared:>8}{found.stack:>7}{found.spills:>8}",
                     flush=True,
                 )

@@ -287,7 +287,7 @@ def test_precision_is_part_of_the_model():
     ("settings", "message"),
     [
         ({"precision": "tf32"}, "precision 'tf32' is one of CUDA's tensor cores; the CPU has 'float32', 'bf16' and"),
-        ({"precision": "float16"}, "precision must be one of 'float32', 'bf16', 'fp16'; got 'float16'"),
+        ({"precision": "float16"}, "precision must be one of 'float32', 'tf32', 'bf16', 'fp16'; got 'float16'"),
         ({"precision": None}, "precision must be one of"),
         (
             {"precision": "bf16", "dtype": "float64"},

@@ -104,8 +104,8 @@ def test_run_time_dependencies_are_what_the_package_imports():
     roots = {name.split(".")[0] for file in (ROOT / "nbbp").rglob("*.py") for name in imported(file)}
     third_party = roots - set(sys.stdlib_module_names) - {"nbbp"}
     # llvmlite is numba's own, of the version that numba asks for; the others are for whoever has them: cuda-bindings
-    # comes with numba-cuda.
-    assert third_party - {"llvmlite", "matplotlib", "pandas", "cuda"} <= required
+    # comes with numba-cuda, nvmath with extras of its own.
+    assert third_party - {"llvmlite", "matplotlib", "nvmath", "pandas", "cuda"} <= required
     assert required <= third_party
 
 

@@ -296,7 +296,7 @@ SYSTEM = [["input", [], 0], ["system", [0], 0]]
         ("step", True, "step must be an integer"),
         ("step", 1 << 62, "step must be an integer from 0 to 281474976710655; got"),
         ("epoch", 1.5, "epoch must be an integer"),
-        ("precision", "tf32", "precision 'tf32' is one of CUDA's"),
+        ("precision", "fp8", "precision must be one of 'float32', 'tf32'"),
         ("precision", ["bf16"], "precision must be one of"),
         ("precision", "fp16", "the loss scaling must be an object with 'initial'"),
         ("loss_scaling", {}, "the loss scaling must be an object with 'initial'"),

@@ -28,7 +28,8 @@ def _without_numba_cuda(monkeypatch, _no_simulator):
 @pytest.fixture
 def numba_cuda(monkeypatch, _no_simulator):
     """numba-cuda as it would be there; what it says of a GPU is set by the test."""
-    present = types.SimpleNamespace(is_available=lambda: True, cuda_error=lambda: None)
+    gpu = types.SimpleNamespace(compute_capability=(9, 0))
+    present = types.SimpleNamespace(is_available=lambda: True, cuda_error=lambda: None, get_current_device=lambda: gpu)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "numba.cuda", present)
     monkeypatch.setattr(numba, "cuda", present, raising=False)
@@ -72,11 +73,23 @@ def test_a_gpu_that_cannot_be_used_is_told(numba_cuda):
     assert placement.checked_device("auto") == "cpu"
 
 
-@pytest.mark.usefixtures("_no_simulator")
-def test_precisions_of_16_bits_stay_on_the_cpu(numba_cuda):
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_precisions_of_tensor_cores_want_a_gpu_that_has_them(numba_cuda, precision):
+    for device in ("cuda", "auto"):
+        assert placement.checked_device(device, precision) == "cuda"
+    numba_cuda.get_current_device().compute_capability = (7, 5)
+    expected = f"precision '{precision}' needs a GPU of compute capability 8.0 or newer; this one has 7.5"
+    with pytest.raises(ValueError, match=expected):
+        placement.checked_device("cuda", precision)
+    assert placement.checked_device("cuda", "float32") == "cuda"
+
+
+def test_auto_takes_the_cpu_for_what_the_gpu_does_not_have(numba_cuda):
+    numba_cuda.get_current_device().compute_capability = (7, 5)
     assert placement.checked_device("auto", "bf16") == "cpu"
-    with pytest.raises(ValueError, match="precision 'bf16' is not on CUDA yet; expected 'float32' with device='cuda'"):
-        placement.checked_device("cuda", "bf16")
+    assert placement.checked_device("auto") == "cuda"
+    with pytest.raises(ValueError, match="precision 'tf32' is one of CUDA's tensor cores; the CPU has"):
+        placement.checked_device("auto", "tf32")
 
 
 @pytest.mark.parametrize("device", ["gpu", "CUDA", None, 0])

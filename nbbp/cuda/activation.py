@@ -11,6 +11,7 @@ from nbbp.cuda.launch import Binding, binds, matrix
 from nbbp.scalars.activations import ACTIVATIONS, activation_derivative, activation_value
 
 ELEMENTWISE = tuple(formula.code for formula in ACTIVATIONS.values() if not formula.row_wise)
+_RELU = ACTIVATIONS["relu"].code
 _KINDS = (INTEGERS, INTEGER, ARRAY, INTEGER, ARRAY, INTEGER, INTEGER, NUMBER)
 
 
@@ -34,13 +35,18 @@ def activation_backward(number, variant):
 
     Writes y, which must not overlap x.
     """
+    zero = number(0)
 
     def activation_backward(clock, batch, y, y_stride, x, x_stride, width, alpha):
         column, row = cuda.grid(2)
         columns, rows = cuda.gridsize(2)
         for r in range(row, min(batch, clock[N_SAMPLES] - clock[STEP] * batch), rows):
             for j in range(column, width, columns):
-                y[r * y_stride + j] *= activation_derivative(variant, x[r * x_stride + j], alpha)
+                if variant == _RELU:  # not 0 · y, which an overflow makes NaN: as a product does it on the way
+                    if x[r * x_stride + j] <= zero:
+                        y[r * y_stride + j] = zero
+                else:
+                    y[r * y_stride + j] *= activation_derivative(variant, x[r * x_stride + j], alpha)
 
     return activation_backward
 

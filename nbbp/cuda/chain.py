@@ -67,35 +67,36 @@ def product_of_row(w, weight, n_in, n_out, bias, x, source):
 
 
 @formula
-def loss_of_classes(workspace, d, given, n, label, target, wanted_at, smoothing, factor):
+def loss_of_classes(workspace, d, given, n, stride, label, target, wanted_at, smoothing, factor):
     """The crossentropy of a row of n logits, in float64, and factor times its gradient to the row at d.
 
-    The logits lie in the workspace at `given`; the label, or where that is -1 a row of probabilities, is smoothed as in
-    nbbp/cuda/crossentropy.py.
+    The logits lie in the workspace from `given` on, `stride` apart, as the gradient will; the label, or where it is -1
+    a row of probabilities, is smoothed as in nbbp/cuda/crossentropy.py.
     """
     number = type(factor)
     zero, one = number(0), number(1)
     largest, mass, sum_of, total = workspace[given], zero, zero, 0.0
     kept, even = one - smoothing, smoothing / number(n)
     for j in range(1, n):
-        value = workspace[given + j]
+        value = workspace[given + j * stride]
         largest = value if value > largest or value != value else largest
     for j in range(n):
-        value = workspace[given + j] - largest
+        value = workspace[given + j * stride] - largest
         sum_of += exp(value)
         if label >= 0:
             wanted = even + (kept if j == label else zero)
         else:
             wanted = even + kept * target[wanted_at + j]
         mass += wanted
-        workspace[d + j] = wanted
+        workspace[d + j * stride] = wanted
         if wanted != zero:  # 0 · -inf would be NaN
             total -= np.float64(wanted * value)
     if label >= 0:
         mass = one
     share = factor * mass / sum_of
     for j in range(n):
-        workspace[d + j] = share * exp(workspace[given + j] - largest) - factor * workspace[d + j]
+        value = workspace[given + j * stride] - largest
+        workspace[d + j * stride] = share * exp(value) - factor * workspace[d + j * stride]
     return total + np.float64(log(sum_of)) * np.float64(mass)
 
 
@@ -189,7 +190,7 @@ def train_chain(number, variant):
                     label = labels[source] if labels.size > 0 else -1
                     factor = row_weight * (scale / number(n_rows if is_mean != 0 else 1))
                     total = loss_of_classes(
-                        workspace, d, given, n_classes, label, target, source * n_classes, parameter, factor
+                        workspace, d, given, n_classes, 1, label, target, source * n_classes, parameter, factor
                     )
                     total *= np.float64(row_weight * scale)
                 else:

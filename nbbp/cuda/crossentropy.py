@@ -24,8 +24,10 @@ from nbbp.cuda.kernels import (
     STEP,
     kernel,
 )
+from nbbp.cuda.lanes import largest_of_part, largest_of_row, sum_of_row
 from nbbp.cuda.launch import Binding, binds, row_sums
 from nbbp.cuda.verdict import judge_losses
+from nbbp.scalars.dispatch import formula
 from nbbp.scalars.functions import exp, log
 
 _KINDS = (
@@ -33,6 +35,14 @@ _KINDS = (
     NUMBER, NUMBER, INTEGER,
 )  # fmt: skip
 _SHAPE = (ROWS, ROW_LANES)
+
+
+@formula
+def smoothed(j, label, target, wanted_at, kept, even):
+    """t' of class j: of a label, or where that is -1 of the row of targets that begins at `wanted_at`."""
+    if label >= 0:
+        return even + (kept if j == label else type(kept)(0))
+    return even + kept * target[wanted_at + j]
 
 
 @kernel(*_KINDS)
@@ -61,23 +71,15 @@ def crossentropy(number, variant):
                     weight = weights[source]
                 if labels.size > 0:
                     label = labels[source]
-                for j in range(lane, width, ROW_LANES):
-                    value = x[r * x_stride + j]
-                    largest = value if value > largest or value != value else largest
+                largest = largest_of_part(x, r * x_stride, width, lane, lowest)
             largest_of[row, lane] = largest
             cuda.syncthreads()
-            for k in range(ROW_LANES):
-                value = largest_of[row, k]
-                largest = value if value > largest or value != value else largest
+            largest = largest_of_row(largest_of, row)
             if r < n_rows:
                 for j in range(lane, width, ROW_LANES):
                     value = x[r * x_stride + j] - largest
                     total += exp(value)
-                    wanted = even
-                    if labels.size > 0:
-                        wanted += kept if j == label else zero
-                    else:
-                        wanted += kept * target[source * target_stride + j]
+                    wanted = smoothed(j, label, target, source * target_stride, kept, even)
                     mass += wanted
                     if wanted != zero:  # 0 · -inf would be NaN
                         inner += np.float64(wanted * value)
@@ -85,23 +87,14 @@ def crossentropy(number, variant):
             mass_of[row, lane] = mass
             inner_of[row, lane] = inner
             cuda.syncthreads()
-            total, mass, inner = zero, zero, 0.0
-            for k in range(ROW_LANES):
-                total += sum_of[row, k]
-                mass += mass_of[row, k]
-                inner += inner_of[row, k]
-            if labels.size > 0:
-                mass = one
+            total, inner = sum_of_row(sum_of, row), sum_of_row(inner_of, row)
+            mass = one if labels.size > 0 else sum_of_row(mass_of, row)
             if r < n_rows:
                 if y.size > 0:
                     factor = weight * (scale / number(n_rows if is_mean != 0 else 1))
                     share = factor * mass / total
                     for j in range(lane, width, ROW_LANES):
-                        wanted = even
-                        if labels.size > 0:
-                            wanted += kept if j == label else zero
-                        else:
-                            wanted += kept * target[source * target_stride + j]
+                        wanted = smoothed(j, label, target, source * target_stride, kept, even)
                         y[r * y_stride + j] = share * exp(x[r * x_stride + j] - largest) - factor * wanted
                 if lane == 0:
                     value = np.float64(log(total)) * np.float64(mass) - inner
@@ -146,10 +139,7 @@ def nll(number, variant):
             inner_of[row, lane] = inner
             cuda.syncthreads()
             if lane == 0 and r < n_rows:
-                inner = 0.0
-                for k in range(ROW_LANES):
-                    inner += inner_of[row, k]
-                row_values[start + r] = -np.float64(weight * scale) * inner
+                row_values[start + r] = -np.float64(weight * scale) * sum_of_row(inner_of, row)
             cuda.syncthreads()
 
     return nll

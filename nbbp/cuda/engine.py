@@ -8,8 +8,8 @@ taken within an op, is the GPU's own: results agree with the CPU's to rounding, 
 A step is a list of launches that was made once, when the program was bound: kernels, grids, blocks and arguments. What
 changes from step to step (which rows, which coefficients, which random numbers) kernels find by a clock on the GPU,
 which the last launch of the step moves on; so nothing is computed on the host in between, and runs of many steps are
-launched as graphs (nbbp/cuda/graph.py), or, for small chains of dense layers, all steps as one kernel
-(nbbp/cuda/chain.py).
+launched as graphs (nbbp/cuda/graph.py). Chains of dense layers have shorter ways: few launches a step, or one for all
+steps of a run (nbbp/cuda/paths.py says which program goes which way).
 
 Legend: a bound program owns its workspace; the parameters and slots are the model's (nbbp/cuda/memory.py); everything
 that a caller brings is attached before a run: arrays of the host, for which the program has places on the GPU that stay
@@ -18,6 +18,7 @@ from run to run, or of the GPU, where they then stay.
 
 import threading
 import warnings
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,18 @@ from numba import cuda
 
 from nbbp import ops
 from nbbp.compiling import interrupts_wait
-from nbbp.cuda import graph, kernels
-from nbbp.cuda.chain_programs import N_STEPS, chain_launch, chain_of
-from nbbp.cuda.launch import Attached, Binding, Launch, launch_of
+from nbbp.cuda import graph, kernels, paths
+from nbbp.cuda.cublas import Library, LibraryProduct
+from nbbp.cuda.launch import N_STEPS, Attached, Launch
 from nbbp.cuda.memory import Memory
+from nbbp.cuda.tensor_cores import FORMATS
 
 #: Numbers that a buffer's place in the workspace is a multiple of: loads of 128 bits, and float64 in float32 memory.
 _ALIGNED = 32
 #: What the caller reads when a run is over; everything else attached is only read by it.
 _RESULTS = ("loss values", "metric values", "output")
+#: Places of the caller's arrays that graphs are kept for: chunks of data come in two by turns.
+_KEPT_PLACES = 2
 #: Columns with places in buffers of the model that kernels write.
 _WRITTEN = {
     "update": (ops.W, ops.SLOT_0, ops.SLOT_1, ops.SLOT_2),
@@ -42,6 +46,7 @@ _WRITTEN = {
     "finish_gradient": (ops.SLOT_1,),
     "snapshot": (ops.Y,),
     "batch_norm_forward": (ops.STATE,),
+    "update_loss_scale": (ops.LOSS_SCALE,),
 }
 
 
@@ -57,6 +62,8 @@ class BoundProgram:
         The model's own buffers ("parameters", "slot 0", …).
     seed : int
         Key of the layers' random numbers.
+    precision : {"float32", "tf32", "bf16", "fp16"}
+        What products compute in.
 
     Attributes
     ----------
@@ -64,22 +71,28 @@ class BoundProgram:
         The model's and the workspace's.
     launches : list of Launch
         One step.
-    lock : Lock
+    format : int
+        That of tensor cores (nbbp/cuda/tensor_cores.py); 0 where products are of the dtype itself.
+    lock : RLock
         To be held from `attach` to the end of what the run leaves behind.
+    meanwhile : callable or None
+        What the host is to do while the GPU does the next run: what it computes for the one behind that.
     """
 
-    def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0) -> None:
+    def __init__(self, program: Any, dtype: Any, memory: Memory, seed: int = 0, precision: str = "float32") -> None:
         kernels.load()
         if getattr(program, "monitored", None) is not None:
             raise NotImplementedError("steps that are monitored are not on CUDA yet; expected device='cpu' for them")
-        self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.Lock()
-        self.memory, self.seed = memory, seed
+        self.program, self.dtype, self.lock = program, np.dtype(dtype), threading.RLock()
+        self.memory, self.seed, self.format = memory, seed, FORMATS.get(precision, 0)
+        self.meanwhile = None
         with np.errstate(over="ignore"):  # what is beyond the dtype is infinite, as a limit is that nothing reaches
             self.settings = np.array(program.settings, self.dtype)
         self.buffers = {name: buffer.device for name, buffer in memory.buffers.items()}
-        self._make_workspace()
         self.stream = cuda.stream()
-        self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in (self.dtype, np.float64, np.int64)}
+        self.library = Library(self.stream)
+        kinds = self.dtype, np.float64, np.int64, np.uint16
+        self._nothing = {np.dtype(kind): cuda.device_array(0, kind) for kind in kinds}
         self.clock = cuda.to_device(np.zeros(kernels.CLOCK_LENGTH, np.int64))
         self.verdict = cuda.to_device(np.ones(2, np.int64))
         self.norm = cuda.to_device(np.zeros(1))
@@ -88,15 +101,12 @@ class BoundProgram:
         self._first_step = 0
         self._attached: dict[str, Any] = {}
         self._places: dict[str, Any] = {}
-        self._graphs: dict[int, graph.StepGraph] = {}
-        self._last_places: tuple = ()
+        self._graphs: OrderedDict[tuple, dict[int, graph.StepGraph]] = OrderedDict()
         self._has_run, self._driver = False, graph.driver()
-        chain = chain_of(program, self.settings)
-        self._chain = None if chain is None else chain_launch(self, chain)
-        if self._chain is None:
-            for op in program.ops:
-                Binding(self, op).bind()
-            self.launches.append(launch_of(self, "next_step", ((1,), (1,)), [self.clock]))
+        self._whole_run = paths.whole_run(self)
+        if self._whole_run is None:
+            paths.bind_steps(self)
+        self._sized = [launch for launch in self.launches if isinstance(launch, LibraryProduct)]
         self._changes = self._written_buffers()
 
     def _written_buffers(self) -> list[str]:
@@ -108,7 +118,7 @@ class BoundProgram:
                 written.add(getattr(place, "buffer", None))
         return sorted(written & set(self.memory.buffers))
 
-    def _make_workspace(self) -> None:
+    def make_workspace(self) -> None:
         places, total = {}, 0
         for name, length in self.program.buffers.items():
             places[name] = total
@@ -145,41 +155,65 @@ class BoundProgram:
         self._first_step = first_step
 
     def run(self, n_samples: int) -> None:
-        """Run every step of `n_samples` rows of what is attached, and bring the results to the caller's arrays."""
+        """Run every step of `n_samples` rows of what is attached, and bring the results to the caller's arrays.
+
+        Results that are attached as device arrays stay there.
+
+        Raises
+        ------
+        RuntimeError
+            If an iterable, asked for its next batch while the GPU computes, makes the model compute the same.
+        """
         n_steps = -(-n_samples // self.program.batch)
+        attached, self._attached = self._attached, {}
+        meanwhile, self.meanwhile = self.meanwhile, None
+        self.memory.begin_run(self, changes=bool(self._changes))
         self.memory.to_device()
-        arrays = {name: self._on_device(name, array, n_steps) for name, array in self._attached.items()}
-        for launch in self.launches if self._chain is None else (self._chain,):
+        arrays = {name: self._on_device(name, array, n_steps) for name, array in attached.items()}
+        for launch in self.launches if self._whole_run is None else (self._whole_run,):
             launch.take(arrays)
         self.clock.copy_to_device(np.array([n_samples, 0, self._first_step], np.int64))
         for name in self._changes:
             self.memory.buffers[name].was_written()
-        with interrupts_wait():  # Ctrl-C is heard when the steps are done
-            self._run(n_steps, arrays)
-        for name, array in self._attached.items():
-            if name.startswith(_RESULTS):
+        try:
+            with interrupts_wait():  # Ctrl-C is heard when the steps are done
+                self._run(n_steps, arrays, n_samples % self.program.batch if self._sized else 0)
+            if meanwhile is not None:
+                with self.memory.computing(self):
+                    meanwhile()
+        finally:
+            with interrupts_wait():
+                self.stream.synchronize()
+        for name, array in attached.items():
+            if name.startswith(_RESULTS) and isinstance(array, np.ndarray):
                 arrays[name].copy_to_host(array.reshape(-1))
-        self._attached.clear()
 
-    def _run(self, n_steps: int, arrays: dict[str, Any]) -> None:
-        """Launch the steps: as graphs, where these are to be had and pay, which is in long runs and repeated ones."""
+    def _run(self, n_steps: int, arrays: dict[str, Any], rest: int) -> None:
+        """Launch the steps: as graphs, where these are to be had and pay, which is in long runs and repeated ones.
+
+        `rest`: rows of a last step that is no whole batch, where the host has to say how many these are.
+        """
+        n_steps -= rest > 0
         left = n_steps
-        if self._chain is not None:
-            self._chain.arguments[N_STEPS] = n_steps
-            self._chain()
+        if self._whole_run is not None:
+            self._whole_run.arguments[N_STEPS] = n_steps
+            self._whole_run()
             left = 0
-        elif self._driver is not None:
+        elif self._driver is not None and n_steps:
             places = tuple((name, _address(array)) for name, array in arrays.items())
-            if places != self._last_places:
-                self._graphs.clear()
-            if n_steps >= graph.LEAST_STEPS or places == self._last_places:
-                left = self._launch_graphs(n_steps)
-            self._last_places = places
+            is_known = places in self._graphs
+            graphs = self._graphs.setdefault(places, {})
+            self._graphs.move_to_end(places)
+            while len(self._graphs) > _KEPT_PLACES:
+                self._graphs.popitem(last=False)
+            if is_known or n_steps >= graph.LEAST_STEPS:
+                left = self._launch_graphs(n_steps, graphs)
         for _ in range(left):
             self._step()
-        self.stream.synchronize()
+        if rest:
+            self._short_step(rest)
 
-    def _launch_graphs(self, n_steps: int) -> int:
+    def _launch_graphs(self, n_steps: int, graphs: dict[int, graph.StepGraph]) -> int:
         """Launch steps as graphs, of many and of single ones; how many are left, which were not to be recorded."""
         left = n_steps
         if not self._has_run:
@@ -187,32 +221,44 @@ class BoundProgram:
             left -= 1
         for size in (graph.STEPS, 1):
             if left >= size and (size == 1 or n_steps >= graph.LEAST_STEPS):
-                steps = self._recorded(size)
+                steps = self._recorded(size, graphs)
                 while steps is not None and left >= size:
                     steps.launch()
                     left -= size
         return left
 
-    def _recorded(self, n_steps: int) -> graph.StepGraph | None:
+    def _recorded(self, n_steps: int, graphs: dict[int, graph.StepGraph]) -> graph.StepGraph | None:
         """So many steps as a graph; None, with a warning, where the driver will not have it."""
-        if n_steps not in self._graphs and self._driver is not None:
+        if n_steps not in graphs and self._driver is not None:
             try:
-                self._graphs[n_steps] = graph.StepGraph(self._driver, self.stream, self._step, n_steps)
+                graphs[n_steps] = graph.StepGraph(self._driver, self.stream, self._step, n_steps)
             except RuntimeError as error:
                 self._driver = None
                 warnings.warn(f"steps are launched one by one, which is slower: {error}", RuntimeWarning, stacklevel=2)
-        return self._graphs.get(n_steps)
+        return graphs.get(n_steps)
 
     def _step(self) -> None:
         for launch in self.launches:
             launch()
         self._has_run = True
 
+    def _short_step(self, rows: int) -> None:
+        """A step of fewer rows than a batch, with launches whose sizes are the host's."""
+        has_run = self._has_run
+        for launch in self._sized:
+            launch.rows = rows
+        try:
+            self._step()
+        finally:
+            for launch in self._sized:
+                launch.rows = self.program.batch
+        self._has_run = has_run  # a whole batch may take other kernels of a library
+
     def _on_device(self, name: str, array: Any, n_steps: int) -> Any:
         """The device array that a run takes for one of the caller's."""
         if array is None:
             return self.nothing(np.int64 if name == "order" else None)
-        if name.startswith(_RESULTS):
+        if name.startswith(_RESULTS) and isinstance(array, np.ndarray):
             return self._place(name, array.size, array.dtype)
         if name.startswith("coefficients of"):
             array = array[:n_steps]

@@ -167,7 +167,7 @@ class LossStep:
         factor = number(self.scale / (n if self.is_mean else 1))
 
         def classes(scratch, y):
-            return np.float64(scale) * loss_of_classes(scratch, slope, given, n, y, scratch, 0, parameter, scale)
+            return np.float64(scale) * loss_of_classes(scratch, slope, given, n, 1, y, scratch, 0, parameter, scale)
 
         def elementwise(scratch, y):
             total = 0.0

@@ -38,18 +38,21 @@ _DECAY_OF_NOISE = 0.55
 
 
 @kernel(
-    INTEGERS, INTEGER, ARRAY, ARRAY, ARRAY, DOUBLES, INTEGER, INTEGER, NUMBER, INTEGER, INTEGERS, INTEGER
+    INTEGERS, INTEGER, ARRAY, ARRAY, ARRAY, DOUBLES, ARRAY, INTEGER, INTEGER, NUMBER, INTEGER, INTEGERS, INTEGER
 )  # fmt: skip
 def prepare_gradient(number, variant):
     """g = the mean gradient of the k batches, its numbers within ±largest; squares[part] = its sum of squares.
 
     Before the last of the k only kept += g · weight; the weight of a mean's gradient is the rows of its batch
-    (`is_mean`), of a sum's 1. g and kept (n,), a block has `part` of them. Writes g, kept (if k > 1) and squares
-    (unless empty), which must not overlap.
+    (`is_mean`), of a sum's 1. g and kept (n,), a block has `part` of them. In fp16 the mean is divided by the loss's
+    `scale` (1,), else empty; a part with a number that overflowed has squares infinite, clipped or not. Writes g, kept
+    (if k > 1) and squares (unless empty), which must not overlap.
     """
     zero, one, infinity = number(0), number(1), number("inf")
 
-    def prepare_gradient(clock, batch, g, kept, count, squares, n, part, largest, is_mean, verdict, accumulation):
+    def prepare_gradient(
+        clock, batch, g, kept, count, squares, scale, n, part, largest, is_mean, verdict, accumulation
+    ):  # fmt: skip
         sum_of = cuda.shared.array(THREADS, np.float64)
         place = place_among(clock[FIRST_STEP], clock[STEP], accumulation)
         n_rows = min(batch, clock[N_SAMPLES] - clock[STEP] * batch)
@@ -58,6 +61,7 @@ def prepare_gradient(number, variant):
         factor = one
         if accumulation > 1 and is_mean != 0 and is_last:
             factor = one / (count[0] + share)
+        unscale = one / scale[0] if scale.size > 0 else one
         for number_of_part in range(cuda.blockIdx.x, (n + part - 1) // part, cuda.gridDim.x):
             start, total = number_of_part * part, 0.0
             for i in range(start + cuda.threadIdx.x, min(start + part, n), cuda.blockDim.x):
@@ -70,6 +74,10 @@ def prepare_gradient(number, variant):
                     value = g[i]
                     if accumulation > 1:
                         value = factor * (kept[i] + share * value)
+                    if scale.size > 0:
+                        value *= unscale
+                        if not abs(value) < infinity:
+                            total = math.inf
                     if largest < infinity:  # comparisons keep NaN
                         value = largest if value > largest else value
                         value = -largest if value < -largest else value
@@ -153,7 +161,7 @@ def bind_prepare(op: Binding) -> None:
     grid = ((min(n_parts, MOST_BLOCKS),), (THREADS,))
     op.launch(
         "prepare_gradient", grid, op.clock, op.batch, op.array(ops.X), op.array(ops.SLOT_0), op.array(ops.SLOT_1),
-        squares, n, part, op.setting(0), int(op.setting(1)), *conditions(op),
+        squares, op.array(ops.LOSS_SCALE), n, part, op.setting(0), int(op.setting(1)), *conditions(op),
     )  # fmt: skip
     if op.has(ops.SQUARES):
         judge_gradient(op, squares, n_parts)

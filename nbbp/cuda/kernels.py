@@ -46,13 +46,20 @@ COLUMN_LANES, COLUMNS = (2, 2) if SIMULATED else (64, 8)
 N_SAMPLES, STEP, FIRST_STEP = 0, 1, 2
 CLOCK_LENGTH = 3
 
-#: Kinds of arguments: arrays of the dtype, of float64, of int64; a number of the dtype; an int64.
-ARRAY, DOUBLES, INTEGERS, NUMBER, INTEGER = "array", "doubles", "integers", "number", "integer"
+#: Kinds of arguments: arrays of the dtype, of float64, of int64, of uint16; a number of the dtype; an int64.
+ARRAY, DOUBLES, INTEGERS, HALVES, NUMBER, INTEGER = "array", "doubles", "integers", "halves", "number", "integer"
+
+#: Layouts of products (nbbp/cuda/dense.py): forward, by a transposed weight, over the rows of the batch.
+FORWARD, TRANSPOSED, OVER_ROWS = range(3)
+#: What kernels are made for.
+DTYPES = ("float32", "float64")
 
 #: Modules whose import fills the registry.
 _MODULES = (
     "rows",
     "dense",
+    "tensor_product",
+    "mixed",
     "activation",
     "softmax",
     "normalization",
@@ -70,16 +77,25 @@ _MODULES = (
     "embedding",
     "scan",
     "chain",
+    "fused",
+    "fused_update",
+    "tensor_chain",
 )
 
 
 @dataclass(frozen=True)
 class Factory:
-    """How a kernel is made: ``make(number, variant)``, the kinds of its arguments, and the variants there are."""
+    """How a kernel is made: ``make(number, variant)``, the kinds of its arguments, and the variants and dtypes.
+
+    `bounds`, where it is given, says by ``bounds(dtype, variant)`` how many threads a block has at most and how many
+    blocks a multiprocessor should hold, to which the compiler limits a thread's registers; None for no such wish.
+    """
 
     make: Callable
     kinds: tuple[str, ...]
     variants: tuple
+    dtypes: tuple[str, ...] = DTYPES
+    bounds: Callable | None = None
 
 
 _factories: dict[str, Factory] = {}
@@ -87,11 +103,13 @@ _compiled: dict[tuple[str, str, Any], Any] = {}
 _making = threading.RLock()
 
 
-def kernel(*kinds: str, variants: tuple = (0,)) -> Callable:
+def kernel(
+    *kinds: str, variants: tuple = (0,), dtypes: tuple[str, ...] = DTYPES, bounds: Callable | None = None
+) -> Callable:
     """Register a factory under its name; `kinds` are those of the kernel's arguments, in order."""
 
     def register(make: Callable) -> Callable:
-        _factories[make.__name__] = Factory(make, kinds, variants)
+        _factories[make.__name__] = Factory(make, kinds, variants, dtypes, bounds)
         return make
 
     return register
@@ -123,13 +141,34 @@ def compiled(name: str, dtype: Any, variant: Any = 0) -> Any:
     return _compiled[key]
 
 
-def configured(kernel: Any, grid: tuple, block: tuple, stream: Any) -> Callable:
-    """What launches a kernel on this grid: of the arguments."""
+def configured(kernel: Any, grid: tuple, block: tuple, stream: Any, shared: int = 0) -> Callable:
+    """What launches a kernel on this grid, with bytes of shared memory beside the kernel's own: of the arguments."""
     if SIMULATED:  # where a kernel keeps one configuration
-        return lambda *arguments: kernel[grid, block](*arguments)
+        return lambda *arguments: kernel[grid, block, stream, shared](*arguments)
     with warnings.catch_warnings():  # small grids are what small networks have
         warnings.simplefilter("ignore", NumbaPerformanceWarning)
-        return kernel[grid, block, stream]
+        return kernel[grid, block, stream, shared]
+
+
+def allow_shared(name: str, dtype: Any, variant: Any, n_bytes: int) -> bool:
+    """Let blocks of a kernel bring so much shared memory, which beyond 48 KiB has to be asked for; False if they can't.
+
+    As numba-cuda asks for its ``shared_memory_carveout``.
+    """
+    kernel = compiled(name, dtype, variant)
+    if SIMULATED:
+        return True
+    from numba.cuda.cudadrv import driver
+
+    try:
+        (overload,) = kernel.overloads.values()
+        function = overload._codelibrary.get_cufunc()
+        attribute = driver.binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        driver.driver.cuKernelSetAttribute(attribute, n_bytes, function.handle, function.device.id)
+    except (AttributeError, driver.CudaAPIError) as error:
+        warnings.warn(f"blocks have 48 KiB of shared memory, which is slower: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 @functools.cache
@@ -140,9 +179,9 @@ def _stamp() -> str:
 
 def _dispatcher(name: str, dtype: Any, variant: Any) -> Any:
     """The kernel, compiled or from the cache on disk, whose key holds every file that it comes from."""
-    dispatcher = cuda.jit(function(name, dtype, variant))
     if SIMULATED:
-        return dispatcher
+        return cuda.jit(function(name, dtype, variant))
+    dispatcher = cuda.jit(function(name, dtype, variant), launch_bounds=bounds(name, dtype, variant))
     if not isinstance(variant, UserFunction):  # Numba's cache cannot know what another function does
         with contextlib.suppress(RuntimeError, OSError):  # where no folder takes the cache
             dispatcher.enable_caching()
@@ -159,19 +198,25 @@ def function(name: str, dtype: Any, variant: Any) -> Callable:
     return _factories[name].make(np.dtype(dtype).type, variant)
 
 
+def bounds(name: str, dtype: Any, variant: Any) -> tuple[int, int] | None:
+    """Threads of a block and blocks of a multiprocessor that the kernel is compiled for, if it has such wishes."""
+    found = _factories[name].bounds
+    return None if found is None else found(np.dtype(dtype), variant)
+
+
 def signature(name: str, dtype: Any) -> Any:
     """Types of the kernel's arguments."""
     number = types.float32 if np.dtype(dtype) == np.float32 else types.float64
     kinds = {
-        ARRAY: number[::1], DOUBLES: types.float64[::1], INTEGERS: types.int64[::1], NUMBER: number,
-        INTEGER: types.int64,
+        ARRAY: number[::1], DOUBLES: types.float64[::1], INTEGERS: types.int64[::1], HALVES: types.uint16[::1],
+        NUMBER: number, INTEGER: types.int64,
     }  # fmt: skip
     return types.void(*(kinds[kind] for kind in _factories[name].kinds))
 
 
-def everything() -> Iterator[tuple[str, Any]]:
-    """Name and variant of every kernel there is."""
+def everything(dtype: str = "float32") -> Iterator[tuple[str, Any]]:
+    """Name and variant of every kernel that there is for a dtype."""
     load()
     for name, factory in _factories.items():
-        for variant in factory.variants:
+        for variant in factory.variants if dtype in factory.dtypes else ():
             yield name, variant

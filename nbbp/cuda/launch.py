@@ -15,10 +15,27 @@ from numba import cuda
 
 from nbbp import ops
 from nbbp.cuda import kernels
-from nbbp.cuda.kernels import COLUMN_LANES, COLUMNS, MOST_BLOCKS, ROW_LANES, ROWS, THREADS
+from nbbp.cuda.kernels import (
+    COLUMN_LANES,
+    COLUMNS,
+    FORWARD,
+    MOST_BLOCKS,
+    OVER_ROWS,
+    ROW_LANES,
+    ROWS,
+    THREADS,
+    TRANSPOSED,
+)
+from nbbp.cuda.memory import address
+from nbbp.cuda.vectors import BYTES as VECTOR_BYTES
 
 #: Threads side by side at most in kernels over rows and columns: a warp.
 _WARP = 2 if kernels.SIMULATED else 32
+#: Place of the number of steps among the arguments of kernels that take many.
+N_STEPS = 2
+#: As in nbbp/lowering/dense.py: the layout of a product whose second operand is transposed. Others are ways of the CPU
+#: to read it as it is.
+_LAYOUT_TRANSPOSED = 2
 
 _binders: dict[str, Callable[[Binding], None]] = {}
 
@@ -63,11 +80,25 @@ def column_sums(width: int) -> tuple[tuple, tuple]:
     return (blocks_for(width, COLUMNS), 1), (COLUMNS, COLUMN_LANES)
 
 
+def layout_of(op: Any) -> int:
+    """Which of the three products of a dense layer an op of a program is: FORWARD, TRANSPOSED or OVER_ROWS."""
+    if op.columns.get(ops.CONTRACTS_ROWS):
+        return OVER_ROWS
+    return TRANSPOSED if op.columns.get(ops.LAYOUT) == _LAYOUT_TRANSPOSED else FORWARD
+
+
 @dataclass(frozen=True)
 class Attached:
     """Stands for an array of the caller's, which is there while a run is."""
 
     name: str
+
+
+def is_aligned(array: Any, stride: int) -> bool:
+    """Whether every row of a matrix, `stride` numbers apart, begins where vectors may (nbbp/cuda/vectors.py)."""
+    if isinstance(array, Attached):  # it may lie anywhere
+        return False
+    return address(array) % VECTOR_BYTES == 0 and stride * array.dtype.itemsize % VECTOR_BYTES == 0
 
 
 class Launch:
@@ -76,14 +107,19 @@ class Launch:
     Parameters
     ----------
     kernel : dispatcher
-    shape : (grid, block)
+    shape : (grid, block) or (grid, block, bytes)
+        With bytes of shared memory that the kernel leaves to its launch.
     arguments : list
         Device arrays and numbers; `Attached` where the caller's arrays come.
     stream : stream
+    name : str
+        The kernel's, in the registry.
     """
 
-    def __init__(self, kernel: Any, shape: tuple[tuple, tuple], arguments: list, stream: Any) -> None:
-        self._configured, self.arguments = kernels.configured(kernel, *shape, stream), arguments
+    def __init__(self, kernel: Any, shape: tuple, arguments: list, stream: Any, name: str) -> None:
+        grid, block, *shared = shape
+        self.name = name
+        self._configured, self.arguments = kernels.configured(kernel, grid, block, stream, *shared), arguments
         self.attached = [(place, value.name) for place, value in enumerate(arguments) if isinstance(value, Attached)]
 
     def take(self, arrays: Mapping[str, Any]) -> None:
@@ -95,9 +131,9 @@ class Launch:
         self._configured(*self.arguments)
 
 
-def launch_of(bound: Any, name: str, shape: tuple[tuple, tuple], arguments: list, variant: Any = 0) -> Launch:
+def launch_of(bound: Any, name: str, shape: tuple, arguments: list, variant: Any = 0) -> Launch:
     """A launch of a kernel of the registry, for a bound program."""
-    return Launch(kernels.compiled(name, bound.dtype, variant), shape, arguments, bound.stream)
+    return Launch(kernels.compiled(name, bound.dtype, variant), shape, arguments, bound.stream, name)
 
 
 class Binding:
@@ -107,10 +143,12 @@ class Binding:
     ----------
     bound : nbbp.cuda.engine.BoundProgram
     op : nbbp.program.Op
+    rounds : bool
+        Whether a product rounds what it gives (nbbp/cuda/mixed.py).
     """
 
-    def __init__(self, bound: Any, op: Any) -> None:
-        self.bound, self.op = bound, op
+    def __init__(self, bound: Any, op: Any, rounds: bool = False) -> None:
+        self.bound, self.op, self.rounds = bound, op, rounds
         self.kernel, self.variant = op.kernel, op.variant
         self.batch, self.clock = bound.program.batch, bound.clock
 
@@ -147,6 +185,15 @@ class Binding:
         found = self.bound.buffers[place.buffer][place.offset :]
         return found if dtype is None else found.view(dtype)
 
+    def aligned(self, y: tuple[Any, int]) -> list[int]:
+        """1 where vectors may be moved: for a product's result, an array and its row stride, and both operands."""
+        x, w = (self.array(ops.X), self[ops.X_STRIDE]), (self.array(ops.W), self[ops.W_STRIDE])
+        return [int(is_aligned(*matrix)) for matrix in (y, x, w)]
+
+    def is_ours(self, column: int) -> bool:
+        """Whether what is at a column's place lies in the model's or the program's memory, and stays where it is."""
+        return self.has(column) and self.op.columns[column].buffer in self.bound.buffers
+
     def setting(self, number: int) -> Any:
         """One of the op's settings, of the model's dtype."""
         place = self.op.columns[ops.SETTINGS]
@@ -158,4 +205,8 @@ class Binding:
 
     def launch(self, name: str, shape: tuple[tuple, tuple], *arguments: Any, variant: Any = 0) -> None:
         """Add a launch of a kernel."""
-        self.bound.launches.append(launch_of(self.bound, name, shape, list(arguments), variant))
+        self.add(launch_of(self.bound, name, shape, list(arguments), variant))
+
+    def add(self, launch: Any) -> None:
+        """Add a launch that was made elsewhere."""
+        self.bound.launches.append(launch)

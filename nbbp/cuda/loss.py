@@ -24,6 +24,7 @@ from nbbp.cuda.kernels import (
     STEP,
     kernel,
 )
+from nbbp.cuda.lanes import sum_of_row
 from nbbp.cuda.launch import Binding, binds, row_sums
 from nbbp.cuda.verdict import judge_losses
 from nbbp.scalars.losses import LOSSES, loss_derivative, loss_value
@@ -67,11 +68,8 @@ def loss(number, variant):
             sum_of[row, lane] = total
             cuda.syncthreads()
             if lane == 0 and r < n_rows:
-                total = 0.0
-                for k in range(ROW_LANES):
-                    total += sum_of[row, k]
                 per_row = np.float64(scale) / (width if is_mean != 0 else 1)
-                row_values[start + r] = np.float64(weight) * total * per_row
+                row_values[start + r] = np.float64(weight) * sum_of_row(sum_of, row) * per_row
             cuda.syncthreads()
 
     return loss

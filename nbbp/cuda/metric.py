@@ -22,6 +22,7 @@ from nbbp.cuda.kernels import (
     STEP,
     kernel,
 )
+from nbbp.cuda.lanes import sum_of_row
 from nbbp.cuda.launch import Binding, binds, row_sums
 
 RIGHT_CLASS, RIGHT_SIDES, IN_TOP_K, ABSOLUTE_ERROR, SQUARED_ERROR = range(5)
@@ -77,9 +78,7 @@ def metric(number, variant):
             sum_of[row, lane] = total
             cuda.syncthreads()
             if lane == 0 and r < n_rows:
-                total = 0.0
-                for k in range(ROW_LANES):
-                    total += sum_of[row, k]
+                total = sum_of_row(sum_of, row)
                 if is_rank:
                     most = np.float64(parameter) - 1.0 if is_top else 0.0
                     right = x[r * x_stride + label]

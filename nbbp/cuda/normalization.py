@@ -25,6 +25,7 @@ from nbbp.cuda.kernels import (
     STEP,
     kernel,
 )
+from nbbp.cuda.lanes import sum_of_column
 from nbbp.cuda.launch import Binding, binds, column_sums, matrix
 
 _SHAPE = (COLUMN_LANES, COLUMNS)
@@ -51,10 +52,7 @@ def batch_norm_statistics(number, variant):
                     total += x[r * x_stride + j]
             sum_of[lane, column] = total
             cuda.syncthreads()
-            total = zero
-            for k in range(COLUMN_LANES):
-                total += sum_of[k, column]
-            mean = total / number(n_rows)
+            mean = sum_of_column(sum_of, column) / number(n_rows)
             cuda.syncthreads()
             rest, squares = zero, zero
             if j < width:
@@ -66,10 +64,7 @@ def batch_norm_statistics(number, variant):
             squares_of[lane, column] = squares
             cuda.syncthreads()
             if lane == 0 and j < width:
-                rest, squares = zero, zero
-                for k in range(COLUMN_LANES):
-                    rest += sum_of[k, column]
-                    squares += squares_of[k, column]
+                rest, squares = sum_of_column(sum_of, column), sum_of_column(squares_of, column)
                 shift = rest / number(n_rows)
                 mean += shift
                 variance = (squares - rest * shift) / number(n_rows)
@@ -126,10 +121,7 @@ def batch_norm_sums(number, variant):
             sum_of[lane, column] = total
             cuda.syncthreads()
             if lane == 0 and j < width:
-                inner, total = zero, zero
-                for k in range(COLUMN_LANES):
-                    inner += inner_of[k, column]
-                    total += sum_of[k, column]
+                inner, total = sum_of_column(inner_of, column), sum_of_column(sum_of, column)
                 inner *= statistics[width + j]
                 sums[j] = inner
                 sums[width + j] = total

@@ -25,6 +25,7 @@ from nbbp.cuda.kernels import (
     STEP,
     kernel,
 )
+from nbbp.cuda.lanes import sum_of_column, sum_of_row
 from nbbp.cuda.launch import Binding, binds, column_sums, row_sums
 from nbbp.cuda.normalization import parameters_of
 
@@ -55,10 +56,7 @@ def norm_of_rows_forward(number, variant):
                         total += x[r * x_stride + j]
                 sum_of[row, lane] = total
                 cuda.syncthreads()
-                total = zero
-                for k in range(ROW_LANES):
-                    total += sum_of[row, k]
-                mean = total / number(width)
+                mean = sum_of_row(sum_of, row) / number(width)
                 cuda.syncthreads()
             rest, squares = zero, zero
             if r < n_rows:
@@ -69,10 +67,7 @@ def norm_of_rows_forward(number, variant):
             sum_of[row, lane] = rest
             squares_of[row, lane] = squares
             cuda.syncthreads()
-            rest, squares = zero, zero
-            for k in range(ROW_LANES):
-                rest += sum_of[row, k]
-                squares += squares_of[row, k]
+            rest, squares = sum_of_row(sum_of, row), sum_of_row(squares_of, row)
             if is_centered:
                 shift = rest / number(width)
                 mean += shift
@@ -125,13 +120,9 @@ def norm_of_rows_gradient(number, variant):
             sum_of[lane, column] = total
             cuda.syncthreads()
             if lane == 0 and j < width:
-                inner, total = zero, zero
-                for k in range(COLUMN_LANES):
-                    inner += inner_of[k, column]
-                    total += sum_of[k, column]
-                gradient[j] = inner
+                gradient[j] = sum_of_column(inner_of, column)
                 if is_centered:
-                    gradient[width + j] = total
+                    gradient[width + j] = sum_of_column(sum_of, column)
             cuda.syncthreads()
 
     return norm_of_rows_gradient
@@ -166,13 +157,8 @@ def norm_of_rows_backward(number, variant):
             sum_of[row, lane] = total
             inner_of[row, lane] = inner
             cuda.syncthreads()
-            total, inner = zero, zero
-            for k in range(ROW_LANES):
-                total += sum_of[row, k]
-                inner += inner_of[row, k]
-            if not is_centered:
-                total = zero
-            total /= number(width)
+            total = sum_of_row(sum_of, row) / number(width) if is_centered else zero
+            inner = sum_of_row(inner_of, row)
             inner *= inverse / number(width)
             if r < n_rows:
                 for j in range(lane, width, ROW_LANES):

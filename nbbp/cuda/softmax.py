@@ -9,6 +9,7 @@ from numba import cuda
 
 from nbbp import ops
 from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, N_SAMPLES, ROW_LANES, ROWS, STEP, kernel
+from nbbp.cuda.lanes import largest_of_part, largest_of_row, sum_of_row
 from nbbp.cuda.launch import Binding, binds, row_sums
 from nbbp.scalars.functions import exp, log
 
@@ -33,22 +34,16 @@ def softmax_forward(number, variant):
             r = first + row
             largest, total = lowest, zero
             if r < n_rows:
-                for j in range(lane, width, ROW_LANES):
-                    value = x[r * x_stride + j]
-                    largest = value if value > largest or value != value else largest
+                largest = largest_of_part(x, r * x_stride, width, lane, lowest)
             largest_of[row, lane] = largest
             cuda.syncthreads()
-            for k in range(ROW_LANES):
-                value = largest_of[row, k]
-                largest = value if value > largest or value != value else largest
+            largest = largest_of_row(largest_of, row)
             if r < n_rows:
                 for j in range(lane, width, ROW_LANES):
                     total += exp(x[r * x_stride + j] - largest)
             sum_of[row, lane] = total
             cuda.syncthreads()
-            total = zero
-            for k in range(ROW_LANES):
-                total += sum_of[row, k]
+            total = sum_of_row(sum_of, row)
             shift = log(total)
             if r < n_rows:
                 for j in range(lane, width, ROW_LANES):
@@ -80,9 +75,7 @@ def softmax_backward(number, variant):
                     total += slope if takes_log else x[r * x_stride + j] * slope
             sum_of[row, lane] = total
             cuda.syncthreads()
-            total = zero
-            for k in range(ROW_LANES):
-                total += sum_of[row, k]
+            total = sum_of_row(sum_of, row)
             if r < n_rows:
                 for j in range(lane, width, ROW_LANES):
                     slope, value = y[r * y_stride + j], x[r * x_stride + j]

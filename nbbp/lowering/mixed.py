@@ -248,6 +248,6 @@ class MixedLowering(Lowering):
 
 def lowering_in(precision: str, *arguments: Any, **keywords: Any) -> Lowering:
     """What builds programs of that precision; arguments as `Lowering`."""
-    if precision == "float32":
+    if precision not in CODES:  # float32, and tf32, of which only products know
         return Lowering(*arguments, **keywords)
     return MixedLowering(precision, *arguments, **keywords)

@@ -24,7 +24,7 @@ def bound_of(model, batch=3, labels=True):
 
 def assert_chain_steps(models, batches):
     """The same steps, which were a chain's."""
-    assert bound_of(models[1], len(batches[0][0]), batches[0][1].ndim == 1)._chain is not None
+    assert bound_of(models[1], len(batches[0][0]), batches[0][1].ndim == 1)._whole_run is not None
     assert_same_steps(*models, batches)
 
 
@@ -65,7 +65,7 @@ def test_fit(batch_size):
     histories = [model.fit(X, y, epochs=2, batch_size=batch_size, verbose=0) for model in models]
     np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=1e-10)
     assert_same_standing(*models)
-    assert bound_of(models[1], batch_size)._chain is not None
+    assert bound_of(models[1], batch_size)._whole_run is not None
     models[1]._session.good_parameters[:] = 0
     np.testing.assert_array_equal(models[1]._session.good_parameters, 0)
 
@@ -124,18 +124,18 @@ OTHERS = {
 def test_other_programs_take_the_general_path(case):
     layers, settings = OTHERS[case]
     models = twins(layers, 5, LOSS, optimizer=optimizers.SGD(0.1, **settings))
-    assert bound_of(models[1])._chain is None
+    assert bound_of(models[1])._whole_run is None
     assert_same_steps(*models, [batch_of(models[0], 3)])
 
 
 def test_checkpoints_metrics_adafactor_and_large_steps_take_the_general_path(monkeypatch):
     network = nbbp.Sequential(LAYERS, n_in=5, checkpoint_every=1)
-    assert bound_of(nbbp.Model(network, LOSS, device="cuda"))._chain is None
-    assert bound_of(twins(LAYERS, 5, LOSS, optimizer="adafactor")[1])._chain is None
+    assert bound_of(nbbp.Model(network, LOSS, device="cuda"))._whole_run is None
+    assert bound_of(twins(LAYERS, 5, LOSS, optimizer="adafactor")[1])._whole_run is None
     with_metrics = twins(LAYERS, 5, LOSS, metrics=("accuracy",))[1]
     with_metrics._session.begin_fit()
-    assert with_metrics._session.training(3, True, True)._chain is None
+    assert with_metrics._session.training(3, True, True)._whole_run is None
     model = twins(LAYERS, 5, LOSS)[1]
     monkeypatch.setattr(chain, "MOST_WORK", 3 * (35 + 28 + 12))
-    assert bound_of(model, 3)._chain is not None
-    assert bound_of(model, 4)._chain is None
+    assert bound_of(model, 3)._whole_run is not None
+    assert bound_of(model, 4)._whole_run is None

@@ -8,7 +8,7 @@ from cuda_cases import assert_same_standing, batch_of, twins
 from engine_cases import label
 
 from nbbp import losses
-from nbbp.cuda import chain, graph, kernels
+from nbbp.cuda import graph, kernels
 from nbbp.layers import Dense
 
 pytestmark = pytest.mark.skipif(not kernels.SIMULATED, reason="the driver is made up")
@@ -16,9 +16,8 @@ LOSS = losses.Crossentropy()
 
 
 @pytest.fixture(autouse=True)
-def _general_path(monkeypatch):
+def _op_by_op(op_by_op):
     """Steps of small chains are no graph."""
-    monkeypatch.setattr(chain, "MOST_WORK", 0)
 
 
 class Driver:

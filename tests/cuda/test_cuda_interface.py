@@ -209,20 +209,6 @@ def test_outputs_of_more_rows_than_go_forward_at_a_time(monkeypatch):
     assert models[1].evaluate(x, y) == pytest.approx(models[0].evaluate(x, y))
 
 
-def test_data_larger_than_the_gpu_go_there_in_parts(monkeypatch):
-    from nbbp import device_session
-
-    monkeypatch.setattr(device_session.memory, "fits", lambda n_bytes: False)
-    monkeypatch.setattr(device_session, "_FORWARD_ROWS", 6)
-    models = twins(LAYERS, 5, LOSS)
-    x, y = batch_of(models[0], 20)
-    for model in models:
-        model.fit(x, y, batch_size=6, sample_weight=np.arange(20.0), verbose=0)
-    assert_same_standing(*models)
-    assert_near(models[1].predict(x), models[0].predict(x))
-    assert models[1].evaluate(x, y) == pytest.approx(models[0].evaluate(x, y))
-
-
 # data that lie on the GPU ---------------------------------------------------------------------------------------------
 
 
@@ -306,14 +292,16 @@ def test_data_on_the_gpu_for_a_model_on_the_cpu():
 # refusals -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_precisions_that_are_not_there_yet(precision):
-    network = nbbp.Sequential([Dense(3)], n_in=4)
-    with pytest.raises(ValueError, match=f"precision '{precision}' is not on CUDA yet"):
-        nbbp.Model(network, LOSS, precision=precision, device="cuda")
-    assert nbbp.Model(network, LOSS, precision=precision, device="auto").device == "cpu"
-
-
 def test_populations_are_on_the_cpu():
     with pytest.raises(ValueError, match="a population trains on the device 'cpu'"):
         nbbp.Population(nbbp.Sequential([Dense(3)], n_in=4), LOSS, size=2, device="cuda")
+
+
+def test_the_counters_are_of_the_cpu():
+    model = nbbp.Model(nbbp.Sequential([Dense(3)], n_in=4), LOSS, device="cuda")
+    match = r"expected device='cpu'\. There, NVIDIA Nsight Systems .* profiling/cuda\.py"
+    with pytest.raises(NotImplementedError, match=match), nbbp.profile(model):
+        pass
+    with nbbp.profile(model.to("cpu")) as report:
+        model.predict(np.ones((2, 4), np.float32))
+    assert report.ops

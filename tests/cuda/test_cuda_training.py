@@ -10,16 +10,14 @@ from gradient_cases import SETTINGS
 
 import nbbp
 from nbbp import losses, optimizers
-from nbbp.cuda import chain
 from nbbp.layers import Dense
 from nbbp.metrics import TopKAccuracy
 from nbbp.schedules import Exponential
 
 
 @pytest.fixture(autouse=True)
-def _general_path(monkeypatch):
-    """Small chains have a path of their own, which test_cuda_chain.py tests."""
-    monkeypatch.setattr(chain, "MOST_WORK", 0)
+def _op_by_op(op_by_op):
+    """Chains have paths of their own, which test_cuda_chain.py and test_cuda_fused.py test."""
 
 
 LAYERS = [Dense(7, "tanh"), Dense(4, "relu"), Dense(3)]
