@@ -28,12 +28,14 @@ from nbbp.cuda.kernels import (
     STEP,
     kernel,
 )
+from nbbp.cuda.lanes import larger
+from nbbp.cuda.update import SLOTS, coefficients_of, update_parameter
 from nbbp.ops import N_COEFFICIENTS
 from nbbp.scalars.activations import ACTIVATIONS, activation_derivative, activation_value
 from nbbp.scalars.dispatch import formula
 from nbbp.scalars.functions import exp, log
 from nbbp.scalars.losses import LOSSES, loss_derivative, loss_value
-from nbbp.scalars.updates import UPDATES, penalized_gradient, update_rule
+from nbbp.scalars.updates import UPDATES
 
 #: Threads of the block.
 THREADS = 4 if SIMULATED else 256
@@ -44,7 +46,6 @@ MOST_WORK = 1 << 18
 N_IN, N_OUT, WEIGHT, BIAS, FUNCTION, OUT, SEEN, SLOPE, WEIGHT_GROUP, BIAS_GROUP = range(10)
 N_COLUMNS = 10
 NO_FUNCTION = 2
-SLOTS = tuple(rule.n_slots for rule in UPDATES.values())
 _BINARY = LOSSES["binary_crossentropy"].code
 _CROSSENTROPY = "crossentropy"
 _RELU_AND_GELU = ACTIVATIONS["relu"].code, ACTIVATIONS["gelu"].code
@@ -78,8 +79,7 @@ def loss_of_classes(workspace, d, given, n, stride, label, target, wanted_at, sm
     largest, mass, sum_of, total = workspace[given], zero, zero, 0.0
     kept, even = one - smoothing, smoothing / number(n)
     for j in range(1, n):
-        value = workspace[given + j * stride]
-        largest = value if value > largest or value != value else largest
+        largest = larger(workspace[given + j * stride], largest)
     for j in range(n):
         value = workspace[given + j * stride] - largest
         sum_of += exp(value)
@@ -252,25 +252,8 @@ def train_chain(number, variant):
                     else:
                         source = table[at - N_COLUMNS + OUT] + i
                         g = gradient_of_weight(workspace, slope + j, n_out, source, n_in, n_rows)
-                    values = coefficients_0 if group == 0 else coefficients_1
-                    old = w[p]
-                    g = penalized_gradient(old, g, number(values[line]), number(values[line + 1]))
-                    old *= number(values[line + 2])
-                    c = (
-                        number(values[line + 3]), number(values[line + 4]), number(values[line + 5]),
-                        number(values[line + 6]), number(values[line + 7]), number(values[line + 8]),
-                        number(values[line + 9]), number(values[line + 10]),
-                    )  # fmt: skip
-                    if n_slots == 0:
-                        w[p], _, _, _ = update_rule(rule, old, g, zero, zero, zero, c)
-                    elif n_slots == 1:
-                        w[p], slot_0[p], _, _ = update_rule(rule, old, g, slot_0[p], zero, zero, c)
-                    elif n_slots == 2:
-                        w[p], slot_0[p], slot_1[p], _ = update_rule(rule, old, g, slot_0[p], slot_1[p], zero, c)
-                    else:
-                        w[p], slot_0[p], slot_1[p], slot_2[p] = update_rule(
-                            rule, old, g, slot_0[p], slot_1[p], slot_2[p], c
-                        )
+                    of_step = coefficients_of(number, coefficients_0 if group == 0 else coefficients_1, line)
+                    update_parameter(rule, n_slots, w, p, g, slot_0, slot_1, slot_2, of_step)
             cuda.syncthreads()
         if thread == 0:
             clock[STEP] = begin + n_steps

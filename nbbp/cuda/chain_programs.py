@@ -11,6 +11,7 @@ from nbbp import ops
 from nbbp.cuda import chain
 from nbbp.cuda.chains import LINEAR, RELU, Chain, training_chain
 from nbbp.cuda.launch import Attached, Launch, launch_of
+from nbbp.cuda.update import SLOTS
 
 
 def chain_launch(bound: Any) -> Launch | None:
@@ -71,7 +72,7 @@ def loss_arguments(bound: Any, found: Chain) -> list[Any]:
 
 def update_arguments(bound: Any, found: Chain) -> list[Any]:
     """Three slots, two buffers of coefficients, and where good parameters go."""
-    n_slots = chain.SLOTS[found.updates[0].variant]
+    n_slots = SLOTS[found.updates[0].variant]
     slots = [bound.buffers[f"slot {k}"] for k in range(n_slots)] + [bound.nothing()] * (3 - n_slots)
     coefficients = [bound.attached(name) for name in found.coefficients]
     coefficients += [bound.nothing(np.float64)] * (2 - len(coefficients))

@@ -44,7 +44,7 @@ from nbbp.cuda.kernels import (
 )
 from nbbp.cuda.launch import Binding, binds, flat, layout_of
 from nbbp.cuda.tensor_product import bind_tensor_product
-from nbbp.cuda.vectors import BYTES, read_pair, read_vector, write_vector
+from nbbp.cuda.vectors import BYTES, read_vector, write_vector
 from nbbp.scalars.dispatch import formula
 
 
@@ -137,7 +137,7 @@ def _fetch(registers, shape, thread, source, stride, is_aligned, first, n, k, st
             row, column, n_rows, n_columns = first + line, k + inner, n, stop
         place = row * stride + column
         if is_whole and (fills or inner < depth):
-            read_vector(registers, turn * lanes, source, place)
+            read_vector(registers, turn * lanes, source, place, lanes)
         else:
             is_row = row < n_rows and inner < depth
             for c in range(lanes):
@@ -157,20 +157,16 @@ def _store(shared, at, registers, shape, thread):
                 for c in range(lanes):  # an index without a sign, which might count from the end
                     shared[np.uint32((at + inner + c) * pitch + line)] = registers[turn * lanes + c]
             else:
-                write_vector(shared, (at + inner) * pitch + line, registers, turn * lanes)
+                write_vector(shared, (at + inner) * pitch + line, registers, turn * lanes, lanes)
 
 
 @formula
 def _read_lines(registers, shared, at, shape, member, chunk):
     """A thread's lines of one row of a slab: every so many `chunk` of them, which is a vector or 2."""
-    _, n_lines, _, lanes, _ = shape
-    n_groups = registers.size // chunk
+    n_lines, n_groups = shape[1], registers.size // chunk
     for g in range(n_groups):
         place = at * (n_lines + _PADDING) + g * (n_lines // n_groups) + member * chunk
-        if chunk == lanes:
-            read_vector(registers, g * chunk, shared, place)
-        else:
-            read_pair(registers, g * chunk, shared, place)
+        read_vector(registers, g * chunk, shared, place, chunk)
 
 
 @formula
@@ -213,7 +209,7 @@ def _write(y, base, stride, sums, rows, columns, m, n, by_vectors):
         if by_vectors:
             for g in range(wide // chunk):
                 if r < m and right + g * apart < n:
-                    write_vector(y, at + right + g * apart, sums, i * wide + g * chunk)
+                    write_vector(y, at + right + g * apart, sums, i * wide + g * chunk, chunk)
         else:
             for j in range(wide):
                 c = _line_of(columns, j)

@@ -39,8 +39,6 @@ from nbbp.cuda.chain import (
     loss_of_classes,
 )
 from nbbp.cuda.fused_tile import (
-    ALIGNMENT,
-    FIRST_UNIT,
     LANES,
     PADDING,
     ROWS_AT_ONCE,
@@ -52,7 +50,6 @@ from nbbp.cuda.fused_tile import (
     X_UNITS,
     add_bias_gradient,
     add_gradient,
-    aligned,
     bring_slab,
     copy_rows,
     gather,
@@ -64,6 +61,8 @@ from nbbp.cuda.fused_tile import (
     unsigned,
 )
 from nbbp.cuda.kernels import ARRAY, DOUBLES, INTEGER, INTEGERS, N_SAMPLES, NUMBER, SIMULATED, STEP, kernel
+from nbbp.cuda.lanes import larger
+from nbbp.cuda.vectors import BYTES, read_vector, write_vector
 from nbbp.scalars.activations import ACTIVATIONS, activation_derivative, activation_value
 from nbbp.scalars.dispatch import formula
 from nbbp.scalars.functions import exp, log
@@ -118,11 +117,11 @@ def forward_layer(memory, table, at, slab, w, x, order, first, n, thread, regist
 def forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, registers, sizes):
     """The outputs [left, left + width) of that."""
     rows, _, _, tall, wide, _ = sizes
-    sums, stride, zero = registers[0], rows + PADDING, type(w[0])(0)
+    sums, column, stride, zero = registers[0], registers[1], rows + PADDING, type(w[0])(0)
     n_in, n_out, weight, seen = (
         size_at(table, at + N_IN), size_at(table, at + N_OUT), size_at(table, at + WEIGHT), size_at(table, at + SEEN),
     )  # fmt: skip
-    bias, is_relu, source, most = table[at + BIAS], table[at + FUNCTION] == RELU, FIRST_UNIT * stride, X_UNITS
+    bias, is_relu, source, most = table[at + BIAS], table[at + FUNCTION] == RELU, 0, X_UNITS
     if at > 0:
         source, most = size_at(table, at - N_COLUMNS + OUT) * stride, n_in
     for j in range(wide):
@@ -140,18 +139,18 @@ def forward_panel(memory, table, at, left, slab, w, x, order, first, n, thread, 
     for j in range(wide):
         unit, r = place_of(thread, j, left, sizes)
         if unit < n_out:
-            place = aligned((seen + unit) * stride) + r
             for i in range(tall):
                 value = sums[i, j]
                 value = zero if is_relu and value < zero else value  # false for NaN, which stays
-                memory[place + i] = value if r + i < n else zero
+                column[i] = value if r + i < n else zero
+            write_vector(memory, unsigned((seen + unit) * stride + r), column, 0, tall)
 
 
 @formula
 def backward_layer(memory, table, at, slab, w, n, thread, registers, sizes):
     """D · Wᵀ, times what OUT of the layer below holds, or through its relu, in the place of that. All threads."""
     rows, width, _, tall, wide, _ = sizes
-    sums, stride, zero = registers[0], rows + PADDING, type(w[0])(0)
+    sums, column, stride, zero = registers[0], registers[1], rows + PADDING, type(w[0])(0)
     n_in, n_out, weight = size_at(table, at + N_IN), size_at(table, at + N_OUT), size_at(table, at + WEIGHT)
     slope, out = size_at(table, at + SLOPE) * stride, size_at(table, at - N_COLUMNS + OUT)
     function = table[at - N_COLUMNS + FUNCTION]
@@ -163,14 +162,16 @@ def backward_layer(memory, table, at, slab, w, n, thread, registers, sizes):
         for j in range(wide):
             unit, r = place_of(thread, j, left, sizes)
             if unit < n_in:
-                place = aligned((out + unit) * stride) + r
+                place = unsigned((out + unit) * stride + r)
+                read_vector(column, 0, memory, place, tall)
                 for i in range(tall):
-                    value, old = sums[i, j], memory[place + i]
+                    value, old = sums[i, j], column[i]
                     if function == RELU:
                         value = zero if old <= zero else value
                     elif function != NO_FUNCTION:
                         value *= old
-                    memory[place + i] = value if r + i < n else zero
+                    column[i] = value if r + i < n else zero
+                write_vector(memory, place, column, 0, tall)
 
 
 @kernel(
@@ -196,7 +197,7 @@ def fused_forward(number, variant):
         if unaligned:
             memory = cuda.shared.array(0, kind)
         else:
-            memory = cuda.shared.array(0, kind, alignment=ALIGNMENT)
+            memory = cuda.shared.array(0, kind, alignment=BYTES)
         sums = cuda.local.array(shape, number)
         column = cuda.local.array(tall, number)
         line = cuda.local.array(wide, number)
@@ -226,8 +227,7 @@ def fused_forward(number, variant):
                 for r in range(np.int64(thread), n, THREADS):
                     largest, total = memory[out * stride + r], zero
                     for j in range(1, n_out):
-                        value = memory[(out + j) * stride + r]
-                        largest = value if value > largest or value != value else largest
+                        largest = larger(memory[(out + j) * stride + r], largest)
                     for j in range(n_out):
                         total += exp(memory[(out + j) * stride + r] - largest)
                     for j in range(n_out):
@@ -261,8 +261,8 @@ def fused_gradient(number, variant):
     n_sources = min(tile.height * LANES // THREADS, ROWS_AT_ONCE)
     kind = np.dtype(number)  # which the simulator wants for memory of the launch
     shape, tall, wide, of_weights = (tile.tall, tile.wide), tile.tall, tile.wide, (TALL, WIDE)
-    at_once = 2 if SIMULATED else ALIGNMENT // np.dtype(number).itemsize
-    lines_at_once = WIDE, at_once
+    at_once = 2 if SIMULATED else BYTES // np.dtype(number).itemsize
+    lines_at_once = WIDE * at_once
     is_classes, is_binary, infinity, one, half = loss == _CROSSENTROPY, loss == _BINARY, np.inf, number(1), number(0.5)
     code = 0 if is_classes else loss  # what is not compiled needs a code all the same
 
@@ -273,7 +273,7 @@ def fused_gradient(number, variant):
         if unaligned:
             memory = cuda.shared.array(0, kind)
         else:
-            memory = cuda.shared.array(0, kind, alignment=ALIGNMENT)
+            memory = cuda.shared.array(0, kind, alignment=BYTES)
         sums = cuda.local.array(shape, number)
         column = cuda.local.array(tall, number)
         line = cuda.local.array(wide, number)
@@ -354,9 +354,11 @@ def fused_gradient(number, variant):
                 at, below = layer * N_COLUMNS, layer * N_COLUMNS - N_COLUMNS
                 n_in, n_out, slope = size_at(table, at + N_IN), size_at(table, at + N_OUT), size_at(table, at + SLOPE)
                 if table[at + BIAS_GROUP] >= 0:
-                    add_bias_gradient(memory, slope, n_out, parts, part + table[at + BIAS], adds, thread, sizes)
+                    add_bias_gradient(
+                        memory, slope, n_out, parts, part + table[at + BIAS], adds, thread, quad, at_once, sizes,
+                    )  # fmt: skip
                 if table[at + WEIGHT_GROUP] >= 0:
-                    source, most = FIRST_UNIT, X_UNITS
+                    source, most = 0, X_UNITS
                     if layer > 0:
                         source, most = size_at(table, below + OUT), n_in
                     for begin in range(0, n_in, most):

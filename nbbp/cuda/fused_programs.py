@@ -187,7 +187,7 @@ def _table(found: Chain) -> np.ndarray:
 
 def _step_layout(found: Chain) -> tuple[np.ndarray, int]:
     """The table of a training step, and units of shared memory."""
-    table, place = _table(found), fused_tile.FIRST_UNIT + min(found.layers[0].n_in, fused_tile.X_UNITS)
+    table, place = _table(found), min(found.layers[0].n_in, fused_tile.X_UNITS)
     for row, layer in zip(table, found.layers, strict=True):
         row[chain.OUT] = row[chain.SEEN] = row[chain.SLOPE] = place
         place += layer.n_out
@@ -200,7 +200,7 @@ def _step_layout(found: Chain) -> tuple[np.ndarray, int]:
 
 def _forward_layout(found: Chain) -> tuple[np.ndarray, int]:
     """The table of layers that only go forward, which take turns in two places, and units of shared memory."""
-    table, place = _table(found), fused_tile.FIRST_UNIT + min(found.layers[0].n_in, fused_tile.X_UNITS)
+    table, place = _table(found), min(found.layers[0].n_in, fused_tile.X_UNITS)
     for half in (table[0::2], table[1::2]):
         half[:, chain.OUT] = half[:, chain.SEEN] = place
         place += max(half[:, chain.N_OUT], default=0)

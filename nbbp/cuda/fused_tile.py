@@ -9,6 +9,7 @@ import numpy as np
 
 from nbbp.cuda.dense import Tile
 from nbbp.cuda.kernels import SIMULATED
+from nbbp.cuda.vectors import read_vector
 from nbbp.scalars.dispatch import formula
 
 #: Tiles from the smallest to the largest: HEIGHT rows, WIDTH outputs at a time, slabs of DEPTH inputs. WIDTH and DEPTH
@@ -25,15 +26,12 @@ THREADS = TILES[0].threads
 #: A weight gradient at a time: HEIGHT inputs, WIDTH outputs; its depth, rows at once, is that of the row tile's loads.
 GRADIENT = Tile(4, 4, 2, 2, 2) if SIMULATED else Tile(64, 64, 4, 4, 8)
 _HEIGHT, _WIDTH, TALL, WIDE = GRADIENT.height, GRADIENT.width, GRADIENT.tall, GRADIENT.wide
-#: Where the data come to; the unit before it is spare (see `aligned`).
-FIRST_UNIT = 1
 #: Inputs of the first layer that are brought to shared memory at a time.
 X_UNITS = GRADIENT.height
 #: Threads that read a row of the data side by side, and rows that a thread reads at a time at most.
 LANES, ROWS_AT_ONCE = (2, 1) if SIMULATED else (32, 8)
-#: Numbers of a load from shared memory, bytes of it, and numbers between lines and between lines of a slab.
+#: Numbers of a load from shared memory at most, and numbers between lines and between lines of a slab.
 VECTOR = 4
-ALIGNMENT = 16
 PADDING = 4
 #: Lines that a product takes without looking whether there are more.
 _STEPS = 4
@@ -59,16 +57,6 @@ def unsigned(i):
 
 
 @formula
-def aligned(i):
-    """An index from VECTOR on, from where on the compiler makes one load of neighbours.
-
-    It does where it knows that indices are not negative, and that they differ by a constant that it has not taken for
-    bits of the first; hence the way round, and the spare unit in front of all.
-    """
-    return unsigned(i - VECTOR) + VECTOR
-
-
-@formula
 def size_at(table, place):
     """A number of the table that is not negative."""
     return unsigned(table[place])
@@ -76,7 +64,7 @@ def size_at(table, place):
 
 @formula
 def gather(memory, x, n_in, order, first, n, begin, n_units, thread, sources, sizes):
-    """Inputs [begin, begin + n_units) of the tile's n rows, which are the run's from `first` on, to units FIRST_UNIT …
+    """Inputs [begin, begin + n_units) of the tile's n rows, which are the run's from `first` on, to units 0 …
 
     A thread has as many rows of the data at a time as `sources` holds, all of whose loads are on their way together.
     Writes these units, zeros where the tile has no row.
@@ -94,7 +82,7 @@ def gather(memory, x, n_in, order, first, n, begin, n_units, thread, sources, si
         for u in range(lane, n_units, LANES):
             for turn in range(at_once):
                 r, value = top + turn * apart, x[sources[turn] * n_in + begin + u]
-                memory[(FIRST_UNIT + u) * stride + r] = value if r < n else zero
+                memory[u * stride + r] = value if r < n else zero
 
 
 @formula
@@ -115,13 +103,13 @@ def multiply(memory, a, b, n, down, right, sums, column, line, sizes):
     a_stride, b_stride = sizes[0] + PADDING, sizes[1] + PADDING
     whole = n // _STEPS * _STEPS
     for k in range(0, whole, _STEPS):
-        from_a, from_b = aligned(a + k * a_stride) + down, aligned(b + k * b_stride) + right
+        from_a, from_b = unsigned(a + k * a_stride + down), unsigned(b + k * b_stride + right)
         add_outer(memory, from_a, from_b, sums, column, line, sizes)
         add_outer(memory, from_a + a_stride, from_b + b_stride, sums, column, line, sizes)
         add_outer(memory, from_a + 2 * a_stride, from_b + 2 * b_stride, sums, column, line, sizes)
         add_outer(memory, from_a + 3 * a_stride, from_b + 3 * b_stride, sums, column, line, sizes)
     for k in range(whole, n):
-        from_a, from_b = aligned(a + k * a_stride) + down, aligned(b + k * b_stride) + right
+        from_a, from_b = unsigned(a + k * a_stride + down), unsigned(b + k * b_stride + right)
         add_outer(memory, from_a, from_b, sums, column, line, sizes)
 
 
@@ -130,10 +118,9 @@ def add_outer(memory, a, b, sums, column, line, sizes):
     """sums[i, j] += A[i] · B[j]."""
     _, width, _, tall, wide, _ = sizes
     vector = min(wide, VECTOR)
-    for i in range(tall):
-        column[i] = memory[a + i]
-    for j in range(wide):
-        line[j] = memory[b + j // vector * (width * vector // wide) + j % vector]
+    read_vector(column, 0, memory, a, tall)
+    for j in range(0, wide, vector):
+        read_vector(line, j, memory, b + j * width // wide, vector)
     for i in range(tall):
         for j in range(wide):
             sums[i, j] += column[i] * line[j]
@@ -209,17 +196,13 @@ def add_gradient_panel(
         for j in range(wide):
             # behind the last unit that one again, so that nobody reads what is not there
             unit = min(first_j + j * across, n_out - 1)
-            start = aligned((d + unit) * stride + turn * at_once)
-            for q in range(at_once):
-                lines[j, q] = memory[start + q]
+            read_vector(lines, j * at_once, memory, unsigned((d + unit) * stride + turn * at_once), at_once)
         for i in range(TALL):
             unit = min(first_i + i * down, n_in - 1)
-            start = aligned((h + unit) * stride + turn * at_once)
-            for q in range(at_once):
-                column[q] = memory[start + q]
+            read_vector(column, 0, memory, unsigned((h + unit) * stride + turn * at_once), at_once)
             for q in range(at_once):
                 for j in range(wide):
-                    sums[i, j] += column[q] * lines[j, q]
+                    sums[i, j] += column[q] * lines[j * at_once + q]
     for i in range(TALL):
         unit = first_i + i * down
         if unit < n_in:
@@ -230,12 +213,13 @@ def add_gradient_panel(
 
 
 @formula
-def add_bias_gradient(memory, d, n_out, parts, place, adds, thread, sizes):
-    """parts[place + j] = the sum over the tile's rows of D[j], or more by that where `adds`."""
+def add_bias_gradient(memory, d, n_out, parts, place, adds, thread, column, at_once, sizes):
+    """parts[place + j] = the sum over the tile's rows of D[j], or more where `adds`; `at_once` are read together."""
     rows, _, _, _, _, threads = sizes
     for j in range(np.int64(thread), n_out, threads):
         total = type(parts[0])(0)
-        start = aligned((d + j) * (rows + PADDING))
-        for r in range(rows):
-            total += memory[start + r]
+        for r in range(0, rows, at_once):
+            read_vector(column, 0, memory, unsigned((d + j) * (rows + PADDING) + r), at_once)
+            for q in range(at_once):
+                total += column[q]
         parts[place + j] = parts[place + j] + total if adds else total

@@ -7,10 +7,9 @@ one of COLUMNS parameters, and the first of them what they have.
 
 from numba import cuda
 
-from nbbp.cuda.chain import SLOTS
 from nbbp.cuda.kernels import ARRAY, DOUBLES, INTEGER, INTEGERS, N_SAMPLES, SIMULATED, STEP, kernel
+from nbbp.cuda.update import SLOTS, coefficients_of, update_parameter
 from nbbp.ops import N_COEFFICIENTS
-from nbbp.scalars.updates import penalized_gradient, update_rule
 
 #: Threads that share a parameter, and parameters of a block.
 LANES, COLUMNS = (2, 2) if SIMULATED else (8, 32)
@@ -57,30 +56,14 @@ def update_by_parts(number, variant):
             sum_of[lane, column] = total
             cuda.syncthreads()
             if lane == 0 and i < n:
-                old, group, g = w[i], groups[i], zero
+                group, g = groups[i], zero
                 if step == 0 and good.size > 0:
-                    good[i] = old
+                    good[i] = w[i]
                 if group >= 0:
                     for k in range(LANES):
                         g += sum_of[k, column]
-                    values = coefficients_0 if group == 0 else coefficients_1
-                    g = penalized_gradient(old, g, number(values[line]), number(values[line + 1]))
-                    old *= number(values[line + 2])
-                    c = (
-                        number(values[line + 3]), number(values[line + 4]), number(values[line + 5]),
-                        number(values[line + 6]), number(values[line + 7]), number(values[line + 8]),
-                        number(values[line + 9]), number(values[line + 10]),
-                    )  # fmt: skip
-                    if n_slots == 0:
-                        w[i], _, _, _ = update_rule(variant, old, g, zero, zero, zero, c)
-                    elif n_slots == 1:
-                        w[i], slot_0[i], _, _ = update_rule(variant, old, g, slot_0[i], zero, zero, c)
-                    elif n_slots == 2:
-                        w[i], slot_0[i], slot_1[i], _ = update_rule(variant, old, g, slot_0[i], slot_1[i], zero, c)
-                    else:
-                        w[i], slot_0[i], slot_1[i], slot_2[i] = update_rule(
-                            variant, old, g, slot_0[i], slot_1[i], slot_2[i], c
-                        )
+                    of_step = coefficients_of(number, coefficients_0 if group == 0 else coefficients_1, line)
+                    update_parameter(variant, n_slots, w, i, g, slot_0, slot_1, slot_2, of_step)
             cuda.syncthreads()
 
     return update_by_parts

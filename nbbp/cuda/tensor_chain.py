@@ -17,13 +17,13 @@ FUNCTION: NO_FUNCTION, RELU or OTHER.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
 from nbbp import ops
+from nbbp.cuda import chains
 from nbbp.cuda.kernels import ARRAY, INTEGER, INTEGERS, N_SAMPLES, SIMULATED, kernel
 from nbbp.cuda.launch import Launch, launch_of
 from nbbp.cuda.tensor_cores import (
@@ -56,7 +56,7 @@ N_COLUMNS = 5
 NO_FUNCTION, RELU, OTHER = range(3)
 #: Threads of a block and blocks of the grid, an estimate: two blocks on each multiprocessor of the largest GPUs.
 THREADS, BLOCKS = (WARP, 2) if SIMULATED else (256, 264)
-_RELU, _TANH = ACTIVATIONS["relu"].code, ACTIVATIONS["tanh"].code
+_TANH = ACTIVATIONS["tanh"].code
 
 
 @formula
@@ -169,31 +169,19 @@ def tensor_chain(number, variant):
     return tensor_chain
 
 
-@dataclass
-class Layer:
-    """A dense layer of a chain: sizes, places in the flat buffer of parameters, and its activation."""
-
-    n_in: int
-    n_out: int
-    weight: int
-    bias: int
-    code: int | str | None = None
-    alpha: float = 0.0
-
-
 def tensor_chain_launch(bound: Any) -> Launch | None:
     """The launch of a whole run of prediction, whose number of steps comes as that of `chain_launch`'s does.
 
     None if the program is no chain of narrow layers in a format of 16 bits.
     """
     layers = _layers_of(bound)
-    codes = {layer.code for layer in layers or () if layer.code not in (None, _RELU)}
+    codes = {layer.code for layer in layers or () if layer.code not in (chains.LINEAR, chains.RELU)}
     if not layers or len(layers) > MOST_LAYERS or len(codes) > 1:
         return None
     if any(max(layer.n_in, layer.n_out) > WIDTH for layer in layers):
         return None
     table = np.zeros((len(layers), N_COLUMNS), np.int64)
-    functions = {None: NO_FUNCTION, _RELU: RELU}
+    functions = {chains.LINEAR: NO_FUNCTION, chains.RELU: RELU}
     for row, layer in zip(table, layers, strict=True):
         row[:] = layer.n_in, layer.n_out, layer.weight, layer.bias, functions.get(layer.code, OTHER)
     alphas = np.array([layer.alpha for layer in layers], bound.dtype)
@@ -205,12 +193,12 @@ def tensor_chain_launch(bound: Any) -> Launch | None:
     return launch_of(bound, "tensor_chain", ((BLOCKS,), (THREADS,)), arguments, variant)
 
 
-def _layers_of(bound: Any) -> list[Layer] | None:
+def _layers_of(bound: Any) -> list[chains.Layer] | None:
     """The layers of a program of 16 bits that is gather, then products, activations and roundings, then a copy out."""
     gather, *middle, copy_out = bound.program.ops
     if bound.format not in (BF16, FP16) or gather.kernel != "gather" or copy_out.kernel != "copy_out":
         return None
-    layers: list[Layer] = []
+    layers: list[chains.Layer] = []
     last, is_rounded = gather.columns[ops.Y].buffer, False
     for op in (*middle, copy_out):
         x = op.columns.get(ops.X)
@@ -222,11 +210,11 @@ def _layers_of(bound: Any) -> list[Layer] | None:
         if op.kernel == "product" and is_rounded:
             bias = op.columns.get(ops.BIAS, 0)
             sizes = op.columns[ops.N_IN], op.columns[ops.N_OUT]
-            layers.append(Layer(*sizes, op.columns[ops.W].offset, bias.offset if bias else -1))
+            layers.append(chains.Layer(*sizes, op.columns[ops.W].offset, bias.offset if bias else -1))
             if bound.settings[op.columns[ops.SETTINGS].offset] == 0:
-                layers[-1].code = _RELU
+                layers[-1].code = chains.RELU
             is_rounded = False
-        elif op.kernel == "activation_forward" and layers and layers[-1].code is None and not is_rounded:
+        elif op.kernel == "activation_forward" and layers and layers[-1].code == chains.LINEAR and not is_rounded:
             layers[-1].code, layers[-1].alpha = op.variant, bound.settings[op.columns[ops.SETTINGS].offset]
         elif op is not copy_out or not is_rounded:
             return None

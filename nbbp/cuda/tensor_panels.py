@@ -30,7 +30,7 @@ from nbbp.cuda.tensor_cores import (
     word_of_a,
     word_of_b,
 )
-from nbbp.cuda.vectors import read_vector, write_pair, write_vector
+from nbbp.cuda.vectors import read_vector, write_vector
 from nbbp.scalars.dispatch import formula
 
 #: Words of a stage along k, and numbers that one load takes.
@@ -72,7 +72,7 @@ def place_across(rows, row, word):
 def fetch_quad(ahead, at, x, place, n, is_aligned):
     """ahead[at : at + 4] = x[place : place + 4], and 0 instead of all but the first n."""
     if is_aligned != 0 and n >= QUAD:
-        read_vector(ahead, at, x, place)
+        read_vector(ahead, at, x, place, QUAD)
     else:
         for c in range(QUAD):
             ahead[at + c] = x[place + c] if c < n else np.float32(0)
@@ -117,7 +117,7 @@ def put(panel, begin, shape, thread, ahead, words):
                     words[c] = as_tf32(ahead[QUAD * turn + c])
                 else:
                     words[c] = narrow_pair(code, ahead[2 * QUAD * turn + c], ahead[2 * QUAD * turn + QUAD + c])
-            write_vector(panel, begin + place_across(rows, QUAD * (t % quads), t // quads), words, 0)
+            write_vector(panel, begin + place_across(rows, QUAD * (t % quads), t // quads), words, 0, QUAD)
     else:
         quads = STAGE // QUAD if code == TF32 else 2 * STAGE // QUAD
         for turn in range(ahead.size // QUAD):
@@ -126,11 +126,11 @@ def put(panel, begin, shape, thread, ahead, words):
             if code == TF32:
                 for c in range(QUAD):
                     words[c] = as_tf32(ahead[at + c])
-                write_vector(panel, begin + place_along(row, QUAD * quad), words, 0)
+                write_vector(panel, begin + place_along(row, QUAD * quad), words, 0, QUAD)
             else:
                 for c in range(2):
                     words[c] = narrow_pair(code, ahead[at + 2 * c], ahead[at + 2 * c + 1])
-                write_pair(panel, begin + place_along(row, 2 * quad), words, 0)
+                write_vector(panel, begin + place_along(row, 2 * quad), words, 0, 2)
 
 
 @formula

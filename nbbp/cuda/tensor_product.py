@@ -59,7 +59,7 @@ from nbbp.cuda.tensor_panels import (
     share_of_panel,
     size_of_panel,
 )
-from nbbp.cuda.vectors import BYTES, write_pair
+from nbbp.cuda.vectors import BYTES, write_vector
 from nbbp.scalars.dispatch import formula
 
 
@@ -177,7 +177,7 @@ def write_whole(y, at, stride, sums, pair):
         for j in range(sums.shape[1]):
             for half in range(2):
                 pair[0], pair[1] = sums[i, j, 2 * half], sums[i, j, 2 * half + 1]
-                write_pair(y, at + (ROWS * i + 8 * half) * stride + COLUMNS * j, pair, 0)
+                write_vector(y, at + (ROWS * i + 8 * half) * stride + COLUMNS * j, pair, 0, 2)
 
 
 @formula

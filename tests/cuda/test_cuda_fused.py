@@ -328,7 +328,7 @@ def test_tiles_suit_the_batch_and_the_gpu(monkeypatch):
 def test_gpus_that_refuse_more_shared_memory_get_smaller_tiles(monkeypatch):
     asked = []
     assert chosen(monkeypatch, (64, 64, 64, 64, 10), 1 << 18, allows=asked.append) == (32, 264)
-    assert asked == [4 * (277 * 68 + 32 * 68)]
+    assert asked == [4 * (276 * 68 + 32 * 68)]
 
 
 def test_parts_are_added_in_their_order():
