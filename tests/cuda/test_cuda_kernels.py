@@ -5,7 +5,7 @@ import pytest
 from engine_cases import DTYPES, assert_near
 from numba import cuda
 
-from nbbp.cuda import dense, kernels, launch
+from nbbp.cuda import dense, kernels, launch, vectors
 from nbbp.cuda.dense import FORWARD, OVER_ROWS, TRANSPOSED, VARIANTS, Tile
 
 kernels.load()
@@ -126,6 +126,19 @@ def test_parts_of_a_batch_add_up(parts):
     total = total.copy_to_host().reshape(5, 8)
     assert_near(total[:, :6], expected)
     assert (total[:, 6:] == 7).all()
+
+
+@pytest.mark.skipif(not kernels.SIMULATED, reason="a GPU gives a wrong answer, or none")
+def test_vectors_that_memory_is_not_aligned_for_are_told():
+    memory, registers = np.arange(12.0, dtype=np.float32), np.zeros(6, np.float32)
+    vectors.read_vector(registers, 1, memory, 4, 4)
+    vectors.write_vector(memory, 2, registers, 1, 2)
+    np.testing.assert_array_equal(registers, [0, 4, 5, 6, 7, 0])
+    np.testing.assert_array_equal(memory[:6], [0, 1, 4, 5, 4, 5])
+    for place, n in ((6, 4), (3, 2), (12, 4), (-4, 4)):
+        with pytest.raises(ValueError, match=f"{n} numbers at {place} of 12 cannot be moved as one"):
+            vectors.read_vector(registers, 0, memory, place, n)
+    vectors.read_vector(np.zeros(4), 0, np.zeros(8), 2, 4)  # two loads of two float64
 
 
 @pytest.mark.parametrize(("n_out", "expected"), [(8, 1), (7, 0)])
