@@ -3,12 +3,17 @@
     python profiling/shapes.py [--quick] [--output FOLDER]        some five minutes on two cores; quick: seconds
 
 Networks of two dense layers, width-width-width (of two classes where the width is 1), over width and batch 1 … 4096:
-forward, loss, backward and Adam, ReLU, crossentropy, float32, every batch fresh data. They are trained by nbbp (through
-``fit``, with its checks, shuffle and gather), by PyTorch (eager, with its fused Adam) and by JAX (all steps in one
-compiled ``lax.scan``; these two are given their batches cut beforehand), in processes of their own on one thread and on
-one per core. Before a library is timed on a shape, its first losses are held against a float64 reference. Runs of the
-libraries take turns; the minimum is kept. Shapes on which a step would take nbbp more than 2 s are left out, and on
-several threads those on which it takes less than 50 µs on one, which is too short to share.
+forward, loss, backward and Adam, ReLU, crossentropy, float32, every batch fresh data. Libraries run in processes of
+their own, on one thread and on one per core:
+
+nbbp       `Model.fit`, with its checks, shuffle and gather; networks of a million parameters and more, few of whose
+           steps make a run, by `Model.train_step`, since a ``fit`` begins by looking through all parameters
+pytorch    eager, with its fused Adam; batches cut beforehand
+jax-scan   all steps in one compiled ``lax.scan``; batches cut beforehand
+
+Before a library is timed on a shape, its first losses are held against a float64 reference. Runs of the libraries take
+turns; the minimum is kept. Shapes on which a step would take nbbp more than 2 s are left out, and on several threads
+those on which it takes less than 50 µs on one, which is too short to share.
 
 The ratio is the time of the fastest other library over nbbp's: below 1, nbbp is slower.
 """
@@ -50,6 +55,8 @@ TOO_LONG, TOO_SHORT = "too long", "too short"
 MOST_NUMBERS = 4_000_000
 #: Steps whose losses are compared; for steps of more than `LARGE` operations, an update's being 100 a parameter, fewer.
 N_COMPARED, FEW_COMPARED, LARGE = 5, 2, 2e9
+#: Parameters from which on nbbp is timed through ``train_step``.
+MANY_PARAMETERS = 1_000_000
 #: Losses near 0 are differences of numbers near 1: so far they may be off, beside `LOSS_TOLERANCE`.
 NEAR_ZERO = 1e-5
 #: The ratio under which nbbp is slower by more than the noise of a shared machine.
@@ -97,16 +104,24 @@ def prepare(case: Case, workers: Mapping[str, Worker], file: Path, reference: Se
     return steps
 
 
-def time_runs(workers: Mapping[str, Worker], steps: Mapping[str, int], seconds: float, settling: float) -> dict:
+def seconds_per_step(case: Case, worker: Worker, n: int) -> float:
+    """Of a run of `n` steps."""
+    if worker.peer == "nbbp" and case.n_parameters >= MANY_PARAMETERS:
+        return worker("step_from_python", n)
+    return worker("run", n) / n
+
+
+def time_runs(
+    case: Case, workers: Mapping[str, Worker], steps: Mapping[str, int], seconds: float, settling: float
+) -> dict[str, dict[str, float]]:
     """By peer: ``minimum`` and ``median`` in seconds per step, ``steps`` of a run and ``repeats``."""
     runs: dict[str, list[float]] = {peer: [] for peer in steps}
     turns, total = 0, 0.0
     while turns < LEAST_TURNS or total < seconds:
         for peer, n in steps.items():
             time.sleep(settling)
-            elapsed = workers[peer]("run", n)
-            runs[peer].append(elapsed / n)
-            total += elapsed
+            runs[peer].append(seconds_per_step(case, workers[peer], n))
+            total += n * runs[peer][-1]
         turns += 1
     return {
         peer: {"minimum": min(times), "median": median(times), "steps": steps[peer], "repeats": len(times)}
@@ -154,7 +169,7 @@ def time_shapes(
                     references[case] = reference_losses(case, parameters, x, y, n_compared(case))
                 save_case(file, parameters, x, y)
                 steps = prepare(case, workers, file, references[case])
-                timed.append({**shape, "peers": time_runs(workers, steps, seconds, settling)})
+                timed.append({**shape, "peers": time_runs(case, workers, steps, seconds, settling)})
     return {"shapes": timed, "left_out": left_out}
 
 
@@ -222,7 +237,10 @@ def _named(shapes: Sequence[Mapping]) -> str:
 
 def table(results: dict) -> str:
     """µs of every library on every shape, the ratio, and the verdict, for every number of threads."""
-    parts = ["µs of a training step; time of the fastest other library over nbbp's, bold where nbbp is slower.\n"]
+    parts = [
+        "µs of a training step (nbbp's by `Model.fit`; from a million parameters on, by `Model.train_step`), and the time "
+        "of the fastest other library over nbbp's, bold where nbbp is slower.\n"
+    ]
     for n_threads, measured in results["by_threads"].items():
         threads = report.threads_in_words(n_threads)
         rows = []

@@ -141,6 +141,22 @@ def test_a_peer_that_computes_something_else_is_not_timed():
         train_step.validate(SMALL, Diverged(), [1.0])
 
 
+@pytest.mark.parametrize(
+    ("n_steps", "least", "seconds", "expected"), [(100, 4, 0.5, 64), (100, 4, 0.0, 4), (100, 1, 0.0, 1), (3, 4, 9.0, 3)]
+)
+def test_a_run_has_as_many_steps_as_fit_but_never_more_than_batches(n_steps, least, seconds, expected):
+    asked = []
+
+    def worker(method, n):  # a step of 1/128 s
+        asked.append((method, n))
+        return n / 128
+
+    case = Case((3, 5, 2), 4, n_steps, 1.0)
+    assert train_step.steps_within(worker, case, seconds, least) == expected
+    assert all(1 <= n <= n_steps for _, n in asked)
+    assert [n for method, n in asked if method == "compile"] == [n for method, n in asked if method == "run"]
+
+
 def test_tables_hold_the_figures(tmp_path):
     text = report.text(results())
     assert "0.0198" in text  # 1,984 operations at 100 GFLOP/s

@@ -32,7 +32,7 @@ class Fake:
 
     def __call__(self, method, n):
         self.asked.append((method, n))
-        return {"losses": self.given[:n], "run": n * self.step}.get(method)
+        return {"losses": self.given[:n], "run": n * self.step, "step_from_python": self.step / 2}.get(method)
 
 
 def test_width_1_has_two_classes_and_every_case_enough_batches():
@@ -72,11 +72,21 @@ def test_the_scan_is_compiled_once_for_as_many_steps_as_nbbp_makes(tmp_path):
 
 def test_runs_take_turns_and_the_least_is_kept():
     nbbp, other = Fake("nbbp", step=0.2), Fake("pytorch", step=0.1)
-    timed = shapes.time_runs({"nbbp": nbbp, "pytorch": other}, {"nbbp": 2, "pytorch": 1}, seconds=0.6, settling=0.0)
+    case, steps = shapes.case_of(3, 2), {"nbbp": 2, "pytorch": 1}
+    timed = shapes.time_runs(case, {"nbbp": nbbp, "pytorch": other}, steps, seconds=0.6, settling=0.0)
     assert timed["nbbp"] == {"minimum": 0.2, "median": 0.2, "steps": 2, "repeats": shapes.LEAST_TURNS}
     assert other.asked == [("run", 1)] * shapes.LEAST_TURNS
-    often = shapes.time_runs({"nbbp": nbbp}, {"nbbp": 1}, seconds=0.95, settling=0.0)
+    often = shapes.time_runs(case, {"nbbp": nbbp}, {"nbbp": 1}, seconds=0.95, settling=0.0)
     assert often["nbbp"]["repeats"] == 5
+
+
+def test_the_start_of_a_fit_does_not_count_as_a_step_of_a_large_network():
+    large, small = shapes.case_of(1024, 4), shapes.case_of(256, 4096)
+    nbbp, other = Fake("nbbp", step=0.2), Fake("pytorch", step=0.1)
+    assert shapes.seconds_per_step(large, nbbp, 3) == 0.1
+    assert shapes.seconds_per_step(small, nbbp, 3) == pytest.approx(0.2)
+    assert shapes.seconds_per_step(large, other, 3) == pytest.approx(0.1)
+    assert nbbp.asked == [("step_from_python", 3), ("run", 3)]
 
 
 def test_times_are_expected_from_the_batches_before():
@@ -132,6 +142,7 @@ def test_table_and_map_hold_the_figures_and_what_is_left_out(tmp_path):
 
 @pytest.mark.slow
 def test_smallest_setting(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shapes, "COMPARED", ("nbbp", "jax-scan"))
     monkeypatch.setattr(shapes, "WIDTHS", (1, 3))
     monkeypatch.setattr(shapes, "BATCHES", (1, 2))
     monkeypatch.setattr(shapes, "SECONDS", 0.0)
