@@ -237,7 +237,11 @@ def _named(shapes: Sequence[Mapping]) -> str:
 
 def table(results: dict) -> str:
     """µs of every library on every shape, the ratio, and the verdict, for every number of threads."""
-    parts = ["µs of a training step; time of the fastest other library over nbbp's, bold where nbbp is slower.\n"]
+    head = (
+        "µs of a training step (nbbp's by `Model.fit`, from a million parameters on by `Model.train_step`); time of "
+        "the fastest other library over nbbp's, bold where nbbp is slower.\n"
+    )
+    parts = [head]
     for n_threads, measured in results["by_threads"].items():
         threads = report.threads_in_words(n_threads)
         rows = []
