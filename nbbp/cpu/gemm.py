@@ -112,10 +112,11 @@ def flat_product(c, c_stride, a, a_stride, b, b_stride, bias, has_bias, m, n, k,
                 )  # fmt: skip
             else:
                 tile.continue_panel(of_c, c_stride, of_a, a_stride, 1, of_b, b_stride, m, width, depth)
-    for i in range(m):
-        row = simd.advance(c, i * c_stride)
-        for j in range(n):
-            row[j] = floor if row[j] < floor else row[j]
+    if floor > lowest:
+        for i in range(m):
+            row = simd.advance(c, i * c_stride)
+            for j in range(n):
+                row[j] = floor if row[j] < floor else row[j]
 
 
 @jit()
